@@ -1,0 +1,1 @@
+"""Pictures to features: the CLIP vision tower and the squares it is fed."""

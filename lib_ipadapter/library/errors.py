@@ -1,0 +1,52 @@
+"""The one tree of named errors; every layer raises from here and `webui.script` catches the root once.
+
+Stdlib only, so that any layer may import it. A message says what happened, with the numbers, and what to do next;
+class names are shown to page users by the hosts, so they read as words.
+"""
+
+from __future__ import annotations
+
+
+class IPAdapterError(Exception):
+    """Root of everything this extension raises on purpose.
+
+    `status_code` and `detail` are instance attributes because the WebUI's API reads `vars(error)` and answers
+    with that HTTP status and that sentence.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.status_code = 422
+        self.detail = message
+
+
+class BadUnitError(IPAdapterError):
+    """A unit's field is unknown, out of range, of the wrong type, or there are too many units."""
+
+
+class BadImageError(IPAdapterError):
+    """A reference picture is missing, unreadable or too large, or its id does not resolve."""
+
+
+class AdapterFileError(IPAdapterError):
+    """A model file is unreadable, damaged, ambiguous, unsupported or not an adapter."""
+
+
+class AdapterNotFoundError(IPAdapterError):
+    """No adapter file of that name, or none that fits the loaded checkpoint, in the searched folders."""
+
+
+class WrongBaseError(IPAdapterError):
+    """An adapter does not fit the checkpoint (layer count, context width or layer widths differ)."""
+
+
+class EncoderNotFoundError(IPAdapterError):
+    """The vision encoder an adapter needs is not in the searched folders."""
+
+
+class UnsupportedHostStateError(IPAdapterError):
+    """The host is in a state in which the image prompt cannot act as asked (old host, TensorRT, tiled calls...)."""
+
+
+class UnexplainedRowsError(UnsupportedHostStateError):
+    """A UNet call's rows cannot be told into prompt and negative rows."""

@@ -1,0 +1,1 @@
+"""The extension's face in the WebUI: script, panel, API, settings."""
