@@ -44,6 +44,10 @@ class EncoderNotFoundError(IPAdapterError):
     """The vision encoder an adapter needs is not in the searched folders."""
 
 
+class WrongEncoderError(IPAdapterError):
+    """An encoder's features are missing or not of the width an adapter's projector was made for."""
+
+
 class UnsupportedHostStateError(IPAdapterError):
     """The host is in a state in which the image prompt cannot act as asked (old host, TensorRT, tiled calls...)."""
 
