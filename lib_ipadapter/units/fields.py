@@ -1,0 +1,120 @@
+"""The one list of a unit's fields. It drives the page, the API, the infotext, the XYZ axes, the schema and README.
+
+To add a field: add it here and to `unit.Unit`; a test fails until both agree. The order here is the order of the
+page's flat arguments. No field may be called `module`: ADetailer switches off any dict argument that has that key.
+"""
+
+from __future__ import annotations
+
+from .field_spec import FieldSpec, Value
+
+ENABLED: FieldSpec[bool] = FieldSpec(
+    name="enabled",
+    label="Enable unit",
+    kind="bool",
+    default=True,
+    help="Whether this unit takes part; its settings are kept when it does not.",
+    axis=False,
+)
+INTENT: FieldSpec[str] = FieldSpec(
+    name="intent",
+    label="Intent",
+    kind="choice",
+    default="image",
+    help="What the reference governs: the whole image, only its style (colours, medium, mood), only its composition "
+    "(what stands where), or style and composition without the subject.",
+    choices=(
+        ("image", "Image"),
+        ("style", "Style"),
+        ("composition", "Composition"),
+        ("style_composition", "Style + composition"),
+    ),
+)
+NO_IMAGES: tuple[str, ...] = ()
+IMAGES: FieldSpec[tuple[str, ...]] = FieldSpec(
+    name="images",
+    label="References",
+    kind="images",
+    default=NO_IMAGES,
+    help="The reference pictures, each as a data URI, base64 or the 'sha256:…' id of a stored picture.",
+    maximum=64,
+)
+COMBINE: FieldSpec[str] = FieldSpec(
+    name="combine",
+    label="Combine",
+    kind="choice",
+    default="concat",
+    help="How several references act together: concat lets the image attend to each, average blends them into one.",
+    choices=(("concat", "Concatenate"), ("average", "Average")),
+)
+ADAPTER: FieldSpec[str] = FieldSpec(
+    name="adapter",
+    label="Adapter",
+    kind="adapter",
+    default="auto",
+    help="The adapter file, by name; auto takes the best installed one for the loaded checkpoint and the intent.",
+)
+# Published advice: 1.0 without a prompt, 0.5 (authors) to 0.8 (cubiq) with one. WebUI users nearly always write a
+# prompt, and "prompt ignored" is the complaint that 1.0 causes.
+WEIGHT: FieldSpec[float] = FieldSpec(
+    name="weight",
+    label="Weight",
+    kind="number",
+    default=0.8,
+    help="How strongly the reference acts beside the prompt: 0 is off, 1 is full strength, below 0 pushes away.",
+    minimum=-1.0,
+    maximum=3.0,
+    step=0.05,
+)
+START: FieldSpec[float] = FieldSpec(
+    name="start",
+    label="Start",
+    kind="number",
+    default=0.0,
+    help="The fraction of each pass's steps at which the unit begins to act.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.01,
+)
+END: FieldSpec[float] = FieldSpec(
+    name="end",
+    label="End",
+    kind="number",
+    default=1.0,
+    help="The fraction of each pass's steps at which the unit stops acting.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.01,
+)
+UNCOND: FieldSpec[str] = FieldSpec(
+    name="uncond",
+    label="Unconditional",
+    kind="choice",
+    default="official",
+    help="What the negative prompt's side sees instead of the reference: official is what the adapter was trained "
+    "with, the others are a black picture, zeros, or noise made from the reference.",
+    choices=(("official", "Official"), ("black", "Black picture"), ("zeros", "Zeros"), ("noise", "Noise")),
+)
+CROP: FieldSpec[str] = FieldSpec(
+    name="crop",
+    label="Crop",
+    kind="choice",
+    default="centre",
+    help="How a reference that is not square meets the encoder's square: its centre, padded, stretched, or cut into "
+    "tiles that are encoded one by one.",
+    choices=(("centre", "Centre"), ("pad", "Pad"), ("stretch", "Stretch"), ("tiles", "Tiles")),
+)
+
+FIELDS: tuple[FieldSpec[Value], ...] = (
+    ENABLED,
+    INTENT,
+    IMAGES,
+    COMBINE,
+    ADAPTER,
+    WEIGHT,
+    START,
+    END,
+    UNCOND,
+    CROP,
+)
+FIELDS_BY_NAME: dict[str, FieldSpec[Value]] = {spec.name: spec for spec in FIELDS}
