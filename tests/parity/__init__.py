@@ -1,0 +1,1 @@
+"""The same random weights through this extension and through an independent implementation."""
