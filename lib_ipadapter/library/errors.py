@@ -54,3 +54,15 @@ class UnsupportedHostStateError(IPAdapterError):
 
 class UnexplainedRowsError(UnsupportedHostStateError):
     """A UNet call's rows cannot be told into prompt and negative rows."""
+
+
+class OutOfMemoryError(IPAdapterError):
+    """The device or the machine has too little memory for an encoder, an adapter or its keys and values."""
+
+
+class InternalError(IPAdapterError):
+    """Something failed that this extension did not foresee; the log has the traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.status_code = 500

@@ -1,0 +1,138 @@
+"""AUTOMATIC1111's WebUI, 1.10 and later: where its UNet, its options and its folders are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .base import CallReader, LaterCheckpoint, SearchFolders, base_folders
+from .folders import extra_folders
+from .rows import SequenceReader
+
+
+class A1111Host:
+    """Everything is looked up when asked: models, options and devices change between jobs."""
+
+    name = "AUTOMATIC1111"
+
+    def version(self) -> str:
+        from modules import launch_utils
+
+        return launch_utils.git_tag()
+
+    def too_old(self) -> str:
+        from modules import scripts
+
+        if hasattr(scripts.Script, "process_before_every_sampling"):
+            return ""
+        return (
+            f"This WebUI ({self.version()}) is too old for image prompts: it lacks process_before_every_sampling. "
+            "Update it to 1.10 or later."
+        )
+
+    def refusal(self, p: Any) -> str:
+        from modules import sd_unet
+
+        if getattr(sd_unet, "current_unet", None) is not None:
+            return (
+                "A replacement UNet (TensorRT) is active and has no attention layers to prompt with a picture. "
+                "Set Settings > Stable Diffusion > SD Unet to None, or switch the image prompt off."
+            )
+        return ""
+
+    def unet(self, p: Any) -> nn.Module:
+        return p.sd_model.model.diffusion_model
+
+    def loaded_unet(self) -> nn.Module | None:
+        from modules import sd_models
+
+        model = sd_models.model_data.sd_model
+        return model.model.diffusion_model if model is not None else None
+
+    def later_checkpoints(self, p: Any) -> Sequence[LaterCheckpoint]:
+        return later_checkpoints(p)
+
+    def call_reader(self, p: Any) -> CallReader:
+        return SequenceReader(_skips_negative, _edits)
+
+    def interrupted(self) -> bool:
+        return interrupted()
+
+    def device(self) -> torch.device:
+        from modules import devices
+
+        return torch.device(devices.device)
+
+    def make_room(self, size: int) -> None:
+        self.release()
+
+    def release(self) -> None:
+        from modules import devices
+
+        devices.torch_gc()
+
+    def folders(self) -> SearchFolders:
+        from modules import paths, shared
+
+        models = Path(paths.models_path)
+        controlnet = [Path(folder) for folder in _controlnet_extension_folders()]
+        flags = shared.cmd_opts
+        adapters = base_folders(
+            models,
+            *extra_folders(shared),
+            getattr(flags, "controlnet_dir", None),
+            shared.opts.data.get("control_net_models_path"),
+            *(folder / "models" for folder in controlnet),
+        )
+        annotators = [getattr(flags, "controlnet_annotator_models_path", None)]
+        annotators += [folder / "annotator" / "downloads" for folder in controlnet]
+        encoders = [Path(folder) / "clip_vision" for folder in annotators if folder]
+        return SearchFolders(adapters, (models / "clip_vision", *encoders))
+
+
+def later_checkpoints(p: Any) -> list[LaterCheckpoint]:
+    """The hires and the refiner checkpoint of a job, where they are set; the same fields on every host."""
+    hires = getattr(p, "hr_checkpoint_info", None) if getattr(p, "enable_hr", False) else None
+    refiner = getattr(p, "refiner_checkpoint_info", None)
+    named = (("hires", hires), ("refiner", refiner))
+    return [LaterCheckpoint(role, info.name, Path(info.filename)) for role, info in named if info is not None]
+
+
+def interrupted() -> bool:
+    """Whether the user stopped or skipped the running job; the same flags on every host."""
+    from modules import shared
+
+    return shared.state.interrupted or shared.state.skipped
+
+
+def _controlnet_extension_folders() -> list[str]:
+    from modules import extensions
+
+    return [ext.path for ext in extensions.extensions if ext.enabled and "controlnet" in ext.name.lower()]
+
+
+def _skips_negative(params: Any) -> bool:
+    """Whether CFGDenoiser.forward leaves the negative rows out of this step (skip early CFG, NGMS)."""
+    from modules import shared
+
+    denoiser, opts = params.denoiser, shared.opts
+    early = getattr(opts, "skip_early_cond", 0.0)
+    if early != 0.0 and denoiser.step / denoiser.total_steps <= early:
+        return True
+    threshold = getattr(denoiser.p, "s_min_uncond", 0.0) or 0.0
+    every_step = getattr(opts, "s_min_uncond_all", False)
+    if threshold <= 0 or _edits(params) or not (denoiser.step % 2 or every_step):
+        return False
+    return bool(params.sigma[0] < threshold)
+
+
+def _edits(params: Any) -> bool:
+    """Whether this is an InstructPix2Pix step, which runs the negative rows twice."""
+    from modules import shared
+
+    scale = getattr(params.denoiser, "image_cfg_scale", None)
+    return getattr(shared.sd_model, "cond_stage_key", None) == "edit" and scale is not None and scale != 1.0

@@ -1,0 +1,149 @@
+"""What the session asks of a WebUI, and the parts of the answer that need no WebUI.
+
+`a1111.py` and `forge.py` implement `Host`; `session` holds one and never imports `modules.*` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..core.schedule import UNetCall
+from ..library.errors import UnsupportedHostStateError
+
+
+@dataclass(frozen=True)
+class SearchFolders:
+    """Where model files are looked for: adapters in `adapters`, vision encoders in both."""
+
+    adapters: tuple[Path, ...]
+    encoders: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class LaterCheckpoint:
+    """A second checkpoint that the job will load: `role` is "hires" or "refiner"."""
+
+    role: str
+    name: str
+    path: Path
+
+
+class CallReader(Protocol):
+    """Says of each UNet call which rows are prompt and which negative, and how far the pass has come."""
+
+    def begin_pass(self) -> None:
+        """Forget the previous pass: called when sampling (base, hires) is about to start."""
+        ...
+
+    def begin_step(self, params: Any) -> None:
+        """Take the denoiser's parameters of the step that is about to call the UNet."""
+        ...
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
+        """Describe one UNet call from its arguments. Raises UnexplainedRowsError."""
+        ...
+
+
+class Host(Protocol):
+    """One WebUI. All methods are cheap except `make_room`."""
+
+    name: str
+
+    def version(self) -> str: ...
+
+    def too_old(self) -> str:
+        """Why this host cannot run image prompts at all, or an empty string."""
+        ...
+
+    def refusal(self, p: Any) -> str:
+        """Why this job cannot, in the host's present state, or an empty string."""
+        ...
+
+    def unet(self, p: Any) -> nn.Module:
+        """The UNet that the job `p` calls right now, as a module."""
+        ...
+
+    def loaded_unet(self) -> nn.Module | None:
+        """The UNet loaded at this moment, for the page; None while nothing is loaded."""
+        ...
+
+    def later_checkpoints(self, p: Any) -> Sequence[LaterCheckpoint]: ...
+
+    def call_reader(self, p: Any) -> CallReader: ...
+
+    def interrupted(self) -> bool:
+        """Whether the user stopped or skipped the running job."""
+        ...
+
+    def device(self) -> torch.device:
+        """Where encoders and projectors run."""
+        ...
+
+    def make_room(self, size: int) -> None:
+        """Ask for `size` bytes on the device before an encoder is loaded."""
+        ...
+
+    def release(self) -> None:
+        """Give cached device memory back after an encoder was dropped."""
+        ...
+
+    def folders(self) -> SearchFolders: ...
+
+
+class StepClock:
+    """The fraction of a pass that is done, from the denoiser's own counters.
+
+    Samplers that choose their own step size (DPM adaptive) have no total: there the timestep's way from the
+    pass's first to 0 counts.
+    """
+
+    def __init__(self) -> None:
+        self._first_timestep: float | None = None
+        self._denoiser: Any = None
+
+    def begin_pass(self) -> None:
+        self._first_timestep = None
+
+    def begin_step(self, params: Any) -> None:
+        self._denoiser = params.denoiser
+
+    def fraction(self, timesteps: torch.Tensor | None) -> float:
+        """0 at the first step; 1 when nothing is left. `timesteps` is the UNet's argument, shape (b,)."""
+        denoiser = self._denoiser
+        funcname = getattr(getattr(denoiser, "sampler", None), "funcname", None)
+        if funcname == "sample_dpm_adaptive" and timesteps is not None:
+            now = float(timesteps.flatten()[0])
+            if self._first_timestep is None:
+                self._first_timestep = max(now, 1e-6)
+            return min(max(1.0 - now / self._first_timestep, 0.0), 1.0)
+        total = getattr(denoiser, "total_steps", None) or 1
+        return min(max(denoiser.step / total, 0.0), 1.0)
+
+
+def call_argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *names: str) -> Any:
+    """The UNet's argument at `position`, however it was passed; None when absent."""
+    if len(args) > position:
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), None)
+
+
+def base_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
+    """`models/ipadapter`, `models/ControlNet` and the given folders, in order and without repetition."""
+    wanted = [models / "ipadapter", models / "ControlNet", *(Path(folder) for folder in more if folder)]
+    return tuple(dict.fromkeys(wanted))
+
+
+def require_step(ready: bool) -> None:
+    """Raises UnsupportedHostStateError when the UNet is called before the denoiser announced a step."""
+    if not ready:
+        raise UnsupportedHostStateError(
+            "The UNet was called outside the sampler's own steps, so the image prompt cannot tell prompt rows from "
+            "negative rows. Switch off the script or extension that calls the model itself (img2img alternative "
+            "test, tiled diffusion), or the image prompt."
+        )

@@ -1,0 +1,123 @@
+"""Forge, reForge and Forge Classic: one family, told apart by where their memory manager lives."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.schedule import UNetCall
+from ..library.errors import UnexplainedRowsError
+from .a1111 import interrupted, later_checkpoints
+from .base import CallReader, LaterCheckpoint, SearchFolders, StepClock, base_folders, call_argument, require_step
+from .folders import extra_folders
+
+
+class ForgeHost:
+    """Everything is looked up when asked: models, options and devices change between jobs."""
+
+    name = "Forge"
+
+    def version(self) -> str:
+        from modules import launch_utils
+
+        return launch_utils.git_tag()
+
+    def too_old(self) -> str:
+        from modules import scripts
+
+        if hasattr(scripts.Script, "process_before_every_sampling"):
+            return ""
+        return (
+            f"This Forge ({self.version()}) is too old for image prompts: it lacks process_before_every_sampling. "
+            "Update it."
+        )
+
+    def refusal(self, p: Any) -> str:
+        return ""
+
+    def unet(self, p: Any) -> nn.Module:
+        return p.sd_model.forge_objects.unet.model.diffusion_model
+
+    def loaded_unet(self) -> nn.Module | None:
+        from modules import sd_models
+
+        model = sd_models.model_data.sd_model
+        objects = getattr(model, "forge_objects", None)
+        return objects.unet.model.diffusion_model if objects is not None else None
+
+    def later_checkpoints(self, p: Any) -> Sequence[LaterCheckpoint]:
+        return later_checkpoints(p)
+
+    def call_reader(self, p: Any) -> CallReader:
+        return OptionsReader()
+
+    def interrupted(self) -> bool:
+        return interrupted()
+
+    def device(self) -> torch.device:
+        return torch.device(_memory().get_torch_device())
+
+    def make_room(self, size: int) -> None:
+        _memory().free_memory(int(size * 1.2), self.device())
+
+    def release(self) -> None:
+        _memory().soft_empty_cache()
+
+    def folders(self) -> SearchFolders:
+        from modules import paths, shared
+        from modules_forge import shared as forge_shared
+
+        models = Path(paths.models_path)
+        adapters = base_folders(
+            models,
+            *extra_folders(shared),
+            forge_shared.controlnet_dir,
+            shared.opts.data.get("control_net_models_path"),
+        )
+        return SearchFolders(adapters, (models / "clip_vision", Path(forge_shared.preprocessor_dir)))
+
+
+class OptionsReader:
+    """Reads the rows from `transformer_options["cond_or_uncond"]`, which the Forge family passes with every call.
+
+    Source: backend/sampling/sampling_function.py calc_cond_uncond_batch; 0 is prompt, 1 negative, one entry per
+    chunk of equal size.
+    """
+
+    def __init__(self) -> None:
+        self._clock = StepClock()
+        self._ready = False
+
+    def begin_pass(self) -> None:
+        self._clock.begin_pass()
+
+    def begin_step(self, params: Any) -> None:
+        self._clock.begin_step(params)
+        self._ready = True
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
+        require_step(self._ready)
+        batch = call_argument(args, kwargs, 0, "x").shape[0]
+        chunks = (kwargs.get("transformer_options") or {}).get("cond_or_uncond")
+        if not chunks or batch % len(chunks):
+            raise UnexplainedRowsError(
+                f"The UNet was called with {batch} rows for {len(chunks or ())} prompt parts, so the image prompt "
+                "cannot tell prompt rows from negative rows. Switch off the extension that changes the batch "
+                "(regional prompts, tiling) or the image prompt."
+            )
+        each = batch // len(chunks)
+        rows = tuple(kind for kind in chunks for _ in range(each))
+        return UNetCall(rows=rows, fraction=self._clock.fraction(call_argument(args, kwargs, 1, "timesteps")))
+
+
+def _memory() -> Any:
+    """The memory manager: Forge's own, or that of reForge and Classic."""
+    try:
+        return importlib.import_module("backend.memory_management")
+    except ModuleNotFoundError:
+        return importlib.import_module("ldm_patched.modules.model_management")

@@ -1,0 +1,174 @@
+"""References to encoder features: one encoder on the device at a time, results kept by content.
+
+`session.prepare` opens one `EncoderPool` for a job and closes it before the first UNet step.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..core.adapter import Adapter
+from ..core.embeds import Features
+from ..encoders.clip_vision import VisionEncoder, Want, load_vision_encoder, pixel_tensor
+from ..encoders.squares import Framing, to_squares
+from ..hosts.base import Host
+from ..library.spec import VisionEncoderSpec
+from ..units.images import open_picture
+from .cache import ResultCache
+
+
+@dataclass(frozen=True)
+class EncoderFile:
+    """A vision encoder on disk; `fingerprint` changes when its bytes do."""
+
+    name: str
+    path: Path
+    spec: VisionEncoderSpec
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference picture's file bytes and their digest (`sha256:...`)."""
+
+    name: str
+    digest: str
+    data: bytes = field(repr=False)
+
+    def picture(self) -> Image.Image:
+        """The upright RGB picture. Raises BadImageError."""
+        return open_picture(self.data, self.name)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an adapter looks at a picture: which feature, at which side in pixels, framed how."""
+
+    feature: str
+    side: int
+    framing: Framing
+
+    @property
+    def want(self) -> Want:
+        return "pooled" if self.feature == "pooled" else "hidden"
+
+
+class EncoderPool:
+    """Encodes pictures with whatever encoder each unit needs, holding one encoder at a time.
+
+    `encoded` counts the squares that really went through an encoder, `seconds` the time they and the loading took.
+    """
+
+    def __init__(self, host: Host, cache: ResultCache) -> None:
+        self._host = host
+        self._cache = cache
+        self._loaded: tuple[str, VisionEncoder] | None = None
+        self.device = host.device()
+        self.encoded = 0
+        self.seconds = 0.0
+
+    def __enter__(self) -> EncoderPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Drop the encoder and give the device's memory back."""
+        if self._loaded is not None:
+            self._loaded = None
+            gc.collect()
+            self._host.release()
+
+    def reference(self, encoder: EncoderFile, view: View, reference: Reference) -> Tensor:
+        """Features of one picture's squares: pooled `(squares, P)` or hidden `(squares, L, H)`, float32 on the CPU."""
+        key = ("features", reference.digest, encoder.fingerprint, view)
+        return self._kept(key, lambda: self._encode(encoder, view, to_squares(reference.picture(), view.side, view.framing)))
+
+    def negative(self, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]) -> Tensor:
+        """Features `(1, ...)` that stand for "no picture": `official` zero pixels, a `black` picture, or `noise`.
+
+        Official: the zero **pixel tensor**, after normalisation (tencent-ailab/IP-Adapter, IPAdapterPlus.
+        get_image_embeds). Black: a black picture through the same preprocessing (ComfyUI_IPAdapter_plus, Forge). Noise:
+        uniform random pixels from a generator seeded by the references, so that a job can be repeated.
+        """
+        seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
+        key = ("negative", uncond, encoder.fingerprint, view.want, view.side, seed if uncond == "noise" else "")
+        return self._kept(key, lambda: self._run(encoder, view, negative_pixels(uncond, view.side, int(seed, 16))))
+
+    def _kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
+        def measured() -> tuple[Tensor, int]:
+            features = make()
+            return features, features.nbytes
+
+        return self._cache.get_or_make(key, Tensor, measured)
+
+    def _encode(self, encoder: EncoderFile, view: View, squares: list[Image.Image]) -> Tensor:
+        return self._run(encoder, view, pixel_tensor(squares))
+
+    def _run(self, encoder: EncoderFile, view: View, pixels: Tensor) -> Tensor:
+        started = time.perf_counter()
+        features = self._load(encoder)(pixels, want=view.want)
+        chosen = features.pooled if view.want == "pooled" else features.hidden
+        assert chosen is not None
+        result = chosen.float().cpu()
+        self.encoded += pixels.shape[0]
+        self.seconds += time.perf_counter() - started
+        return result
+
+    def _load(self, encoder: EncoderFile) -> VisionEncoder:
+        if self._loaded is not None and self._loaded[0] == encoder.fingerprint:
+            return self._loaded[1]
+        self.release()
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
+        self._host.make_room(encoder_bytes(encoder.spec, dtype))
+        loaded = load_vision_encoder(encoder.spec, encoder.path, device=self.device, dtype=dtype)
+        self._loaded = (encoder.fingerprint, loaded)
+        return loaded
+
+
+def negative_pixels(uncond: str, side: int, seed: int) -> Tensor:
+    """The pixel tensor `(1, 3, side, side)` of an uncond choice: zero pixels, a black picture or uniform noise."""
+    if uncond == "black":
+        return pixel_tensor([Image.new("RGB", (side, side))])
+    if uncond == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randint(0, 256, (side, side, 3), generator=generator, dtype=torch.uint8)
+        return pixel_tensor([Image.fromarray(values.numpy())])
+    return torch.zeros(1, 3, side, side)
+
+
+def encoder_bytes(spec: VisionEncoderSpec, dtype: torch.dtype) -> int:
+    """About how many bytes a tower takes: its layers' matrices, positions and projection."""
+    layer = 4 * spec.hidden_dim**2 + 2 * spec.hidden_dim * spec.mlp_dim
+    rest = spec.hidden_dim * (spec.positions + spec.projected_dim + 3 * spec.patch**2)
+    return (layer * spec.depth + rest) * dtype.itemsize
+
+
+def negative_features(
+    pool: EncoderPool, adapter: Adapter, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]
+) -> Features | None:
+    """What an adapter's projector is fed for negative rows; None means zero tokens (`uncond` "zeros").
+
+    The official choice for pooled features is a zero embedding, which needs no encoder (IPAdapter.get_image_embeds).
+    """
+    if uncond == "zeros":
+        return None
+    if uncond == "official" and view.feature == "pooled":
+        return adapter.zero_features(1)
+    return as_features(view, pool.negative(encoder, view, uncond, references))
+
+
+def as_features(view: View, tensor: Tensor) -> Features:
+    """Name a feature tensor for the projector."""
+    return Features(pooled=tensor) if view.want == "pooled" else Features(hidden=tensor)

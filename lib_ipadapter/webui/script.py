@@ -1,0 +1,95 @@
+"""The AlwaysOn script: forwards the host's callbacks to the job of each processing object.
+
+`scripts/ipadapter.py` puts the class where the host's loader finds it. Nothing here may raise into a callback: the
+hosts would swallow it and generate without the image prompt. `session.job` raises where they cannot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from modules import scripts
+
+from ..library.errors import IPAdapterError
+from ..session.job import Job
+from ..units.requests import Request, parse_args
+from . import settings
+from .page import page_services
+from .panel import build_panel
+from .process import services
+
+JOB = "ipadapter_job"
+"""The attribute of a processing object that holds its job. Hosts copy such objects, so a job knows its own."""
+
+
+class IPAdapterScript(scripts.Script):
+    """Image prompts for txt2img and img2img."""
+
+    def title(self) -> str:
+        return "IP-Adapter"
+
+    def show(self, is_img2img: bool) -> Any:
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img: bool) -> list[Any]:
+        panel = build_panel(
+            tab="img2img" if is_img2img else "txt2img", max_units=settings.max_units(), services=page_services()
+        )
+        self.infotext_fields = panel.infotext_fields
+        self.paste_field_names = panel.paste_field_names
+        return panel.inputs
+
+    def before_process(self, p: Any, *args: Any) -> None:
+        """Close what an earlier run of the same object left open."""
+        job = job_of(p)
+        if job is not None:
+            job.close()
+
+    def process(self, p: Any, *args: Any) -> None:
+        job = Job(p, read_request(p, args), services())
+        setattr(p, JOB, job)
+        job.announce()
+
+    def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        job = job_of(p)
+        if job is not None:
+            job.wrap_sample()
+
+    def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        job = job_of(p)
+        if job is not None:
+            job.before_sampling()
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        job = job_of(p)
+        if job is not None:
+            job.close()
+
+
+def job_of(p: Any) -> Job | None:
+    """The job of this very object, not of one that it was copied from."""
+    job = getattr(p, JOB, None)
+    return job if job is not None and job.p is p else None
+
+
+def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
+    """The units that the page or a program sent, with the XYZ plot's values in place; or what is wrong with them."""
+    try:
+        request = parse_args(args, settings.max_units())
+        changes: dict[tuple[int, str], Any] = getattr(p, "ipadapter_xyz", {})
+        units = tuple(
+            replace(unit, **{field: value for (index, field), value in changes.items() if index == position})
+            for position, unit in enumerate(request.units)
+        )
+        return replace(request, units=units)
+    except IPAdapterError as error:
+        return error
+
+
+def on_cfg_denoiser(params: Any) -> None:
+    """Tell the job whose denoiser this is that a step begins."""
+    p = getattr(getattr(params, "denoiser", None), "p", None)
+    job = job_of(p) if p is not None else None
+    if job is not None:
+        job.before_step(params)
