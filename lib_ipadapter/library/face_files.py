@@ -1,0 +1,78 @@
+"""Face-recognition models and packs lying among adapters, told by size, name and ONNX's first bytes.
+
+`detection` asks before it looks for tensors: these are neither safetensors nor torch files.
+"""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from . import archives
+from .catalogue import KnownFaceFile, face_pack_sizes, known_face_files
+from .verdicts import Verdict
+
+
+def describe_face_file(path: Path) -> Verdict | None:
+    """Recognise an ONNX model or a zip of them; None for everything else, which is then read for tensors.
+
+    A name alone is said to be a name alone: other models are published as `glintr100.onnx` too.
+    Raises: OSError, AdapterFileError for a damaged zip.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".onnx", ".zip"):
+        return None
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    with path.open("rb") as file:
+        start = file.read(64)
+        if suffix == ".zip" and start.startswith(archives.LOCAL_MAGIC):
+            entries = archives.read_directory(file, status.st_size)
+            return None if entries is None else _pack(path, status.st_size, [entry.name for entry in entries])
+    # ONNX is a protobuf whose first field is ir_version, a small number.
+    if suffix == ".onnx" and len(start) > 8 and start[0] == 0x08 and start[1] < 32:
+        return _onnx(path, status.st_size)
+    return None
+
+
+def _pack(path: Path, size: int, names: list[str]) -> Verdict | None:
+    models = [name.rsplit("/", 1)[-1] for name in names if name.lower().endswith(".onnx")]
+    if not models:
+        return None
+    packs = {pack for known in known_face_files() for pack in known.packs[:1] if len(known.packs) == 1
+             and set(known.names) & set(models)}  # fmt: skip
+    pack = packs.pop() if len(packs) == 1 else ""
+    rule = "size" if size in face_pack_sizes().values() else "name"
+    return Verdict(
+        "not_adapter",
+        f"A zip of {len(models)} face models{f' ({pack})' if pack else ''}; unpack it into models/insightface.",
+        kind="face_model",
+        variant=pack or "pack",
+        encoder=(pack,) if pack else (),
+        decided_by=rule,
+    )
+
+
+def _onnx(path: Path, size: int) -> Verdict:
+    by_size = next((known for known in known_face_files() if known.bytes == size), None)
+    by_name = next((known for known in known_face_files() if path.name.lower() in known.names), None)
+    known = by_size or by_name
+    if known is None:
+        return Verdict("not_adapter", "An ONNX model that is in none of the known face packs.")
+    encoder = known.packs if len(known.packs) == 1 else ()
+    return Verdict(
+        "not_adapter",
+        _sentence(known, sure=by_size is not None, size=size),
+        kind="face_model",
+        variant=known.names[0].removesuffix(".onnx"),
+        encoder=encoder,
+        decided_by="size" if by_size is not None else "name",
+    )
+
+
+def _sentence(known: KnownFaceFile, *, sure: bool, size: int) -> str:
+    what = f"A face model ({known.task}) of {' and '.join(known.packs)}"
+    if sure:
+        return f"{what}, known by its exact size."
+    return f"{what} by its name alone: it has {size} bytes, the published file {known.bytes}."
