@@ -73,7 +73,7 @@ def shown(value: object) -> str:
         text = repr(value[:SHOWN_CHARACTERS])
         return text if len(value) <= SHOWN_CHARACTERS else f"{text}… ({len(value)} characters)"
     if value is not None and not isinstance(value, (int, float)):
-        return f"of type {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
     if isinstance(value, int) and value.bit_length() > 128:
         return "a number of more than 38 digits"
     return repr(value)

@@ -1,0 +1,1 @@
+"""The unit: its fields, its arguments, its infotext, its pictures and their store."""
