@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..library.errors import UnexplainedRowsError, UnsupportedHostStateError, WrongBaseError
-from .attention import ImageTokens, RowGroups
+from .attention import PlacedTokens, RowGroups
 from .layers import CrossAttentionLayer, find_cross_attention
 from .schedule import UNetCall, Window
 
@@ -93,7 +93,7 @@ def attach(unet: nn.Module, units: Sequence[UnitAttention], read_call: ReadCall)
         scope.hold(unet.register_forward_hook(calls.end, always_call=True))
         for layer in layers:
             parts = [
-                _Part(number, weight, ImageTokens(unit.kv, layer.key_id, _heads(layer)))
+                _Part(number, weight, PlacedTokens(unit.kv, layer.key_id, _heads(layer)))
                 for number, unit in enumerate(units)
                 if (weight := unit.weights.get(layer.key_id, 0.0)) != 0.0
             ]
@@ -115,7 +115,7 @@ class _Part:
 
     unit: int
     weight: float
-    tokens: ImageTokens
+    tokens: PlacedTokens
 
 
 class _Frame:

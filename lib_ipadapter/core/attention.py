@@ -40,7 +40,7 @@ class RowGroups:
         return kv.index_select(0, self._index)
 
 
-class ImageTokens:
+class PlacedTokens:
     """One unit's K and V for one layer, kept once, in the dtype and on the device of the layer's queries.
 
     `store[key_id]` is the pair `(2, tokens, width)` (cond, uncond). At first use it is replaced by a cast copy, so
