@@ -228,7 +228,9 @@ def build_projector(spec: ProjectorSpec, tensors: Tensors) -> nn.Module:
     extra = sorted(tensors.keys() - expected.keys())
     if extra:
         raise AdapterFileError(f"The projector has {len(extra)} unknown tensors ({extra[0]}...): unsupported adapter.")
-    projector.load_state_dict(tensors, strict=True, assign=True)
+    # Wrapped here, because torch before 2.2 makes assigned tensors trainable.
+    parameters = {name: nn.Parameter(tensors[name], requires_grad=False) for name in expected}
+    projector.load_state_dict(parameters, strict=True, assign=True)
     return projector.eval()
 
 
