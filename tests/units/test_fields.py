@@ -17,8 +17,9 @@ NAMES = [spec.name for spec in FIELDS]
 
 
 def test_one_home_for_each_field() -> None:
-    assert NAMES == [field.name for field in dataclasses.fields(Unit)] == list(schema()["properties"])  # type: ignore[call-overload]
-    assert NAMES == list(Unit().to_dict())
+    assert [field.name for field in dataclasses.fields(Unit)] == NAMES
+    assert list(schema()["properties"]) == NAMES  # type: ignore[call-overload]
+    assert list(Unit().to_dict()) == NAMES
     for spec, field in zip(FIELDS, dataclasses.fields(Unit), strict=True):
         assert field.default is spec.default, f"{spec.name} has a second default"
     axis_names = [axis.field for axis in axes()]
