@@ -23,7 +23,7 @@ _WALKED = (*MODEL_EXTENSIONS, *UNFINISHED_SUFFIXES, ".onnx", ".zip", ".gguf")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status. Raises: SystemExit(2) for wrong usage."""
-    parser = argparse.ArgumentParser(prog="python -m lib_ipadapter.library", description="What model files are, from their headers.")
+    parser = argparse.ArgumentParser("python -m lib_ipadapter.library", description="What model files are.")
     commands = parser.add_subparsers(dest="command", required=True)
     inspect = commands.add_parser("inspect", help="say what each file is")
     inspect.add_argument("--json", action="store_true", help="print one JSON array")

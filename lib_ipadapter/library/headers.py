@@ -20,6 +20,9 @@ from .spec import TensorInfo
 
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 100_000
+# What a header of MAX_TENSORS tensors needs, so that parsing cannot cost much more memory than the text itself.
+MAX_STRINGS = 6 * MAX_TENSORS
+MAX_NESTED = 4 * MAX_TENSORS
 UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp", ".opdownload")
 _WIDTHS = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
@@ -124,6 +127,9 @@ def _read_safetensors(file: BinaryIO, size: int) -> Header:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
+    strings = (raw.count(b'"') - raw.count(b'\\"')) // 2
+    if strings > MAX_STRINGS or raw.count(b"[") + raw.count(b"{") > MAX_NESTED:
+        raise AdapterFileError(f"The safetensors header holds {strings} strings, more than any model's: refused.")
     try:
         document = json.loads(raw, parse_int=_parse_count, parse_constant=_refuse_constant)
     except RecursionError as error:

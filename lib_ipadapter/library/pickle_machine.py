@@ -1,0 +1,288 @@
+"""A stack machine for pickle instructions that builds plain containers only; `pickles` gives it torch's meaning.
+
+Python's own unpickler is not used: besides calling what a file names, it can be made to allocate gigabytes by one memo
+instruction and to overflow the C stack by hashing nested tuples. Here every instruction costs one step of a budget.
+Instructions: CPython `pickletools`; those that `torch.save` never writes are refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from .errors import AdapterFileError
+
+MAX_INSTRUCTIONS = 1_000_000
+
+
+class OpaqueValue:
+    """What an unknown global made, where reading goes on past it."""
+
+
+OPAQUE = OpaqueValue()
+_MARK = object()
+_INT2, _INT4, _SINT4, _INT8, _FLOAT8 = (struct.Struct(f) for f in ("<H", "<I", "<i", "<Q", ">d"))
+
+
+class PickleMachine:
+    """A stack machine for the instructions of protocol 2 that torch writes, and their later short forms.
+
+    `lenient` turns what it would refuse into OPAQUE. Subclasses say what globals, calls and persistent ids mean."""
+
+    def __init__(self, data: bytes, *, lenient: bool) -> None:
+        self.data = data
+        self.at = 0
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.lenient = lenient
+
+    def run(self) -> Any:
+        """Run to the end and give the object on top. Raises: EOFError when cut off, AdapterFileError."""
+        data, end = self.data, len(self.data)
+        handlers = _HANDLERS
+        for _ in range(MAX_INSTRUCTIONS):
+            if self.at >= end:
+                raise EOFError
+            code = data[self.at]
+            self.at += 1
+            if code == 0x2E:  # STOP
+                return self.stack.pop()
+            handler = handlers[code]
+            if handler is None:
+                raise AdapterFileError(
+                    f"The pickle uses instruction 0x{code:02x}, which torch never writes for weights: "
+                    "refused, use the .safetensors version of the file."
+                )
+            handler(self)
+        raise AdapterFileError(
+            f"The pickle runs past {MAX_INSTRUCTIONS} instructions, more than any list of weights: refused."
+        )
+
+    # -- reading operands
+    def take(self, count: int) -> bytes:
+        start = self.at
+        self.at = stop = start + count
+        if stop > len(self.data):
+            raise EOFError
+        return self.data[start:stop]
+
+    def line(self) -> str:
+        stop = self.data.find(b"\n", self.at, self.at + 512)
+        if stop < 0:
+            raise EOFError
+        text = self.data[self.at : stop].decode("utf-8", "replace")
+        self.at = stop + 1
+        return text
+
+    def number(self, form: struct.Struct) -> int:
+        start = self.at
+        self.at = start + form.size
+        if self.at > len(self.data):
+            raise EOFError
+        return form.unpack_from(self.data, start)[0]
+
+    def text(self, count: int) -> None:
+        self.stack.append(self.take(count).decode("utf-8", "replace"))
+
+    def byte(self) -> int:
+        self.at += 1
+        return self.data[self.at - 1]
+
+    def since_mark(self) -> list[Any]:
+        stack = self.stack
+        at = len(stack) - 1
+        while stack[at] is not _MARK:
+            at -= 1
+            if at < 0:
+                raise IndexError
+        items = stack[at + 1 :]
+        del stack[at:]
+        return items
+
+    # -- meaning, by the subclass
+    def find_global(self, name: str) -> None:
+        """Push what the global `module.name` stands for. Raises: AdapterFileError when it is not allowed."""
+        raise NotImplementedError
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """What calling a global gives."""
+        raise NotImplementedError
+
+    def persistent(self) -> None:
+        """Replace the persistent id on top of the stack by what it refers to."""
+        raise NotImplementedError
+
+    # -- containers
+    def reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        self.stack[-1] = self.call(function, arguments)
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, dict):
+            if self.lenient:
+                return
+            raise AdapterFileError("The pickle sets items on something that is not a dict: refused.")
+        if len(items) % 2:
+            raise IndexError
+        for at in range(0, len(items), 2):
+            key = items[at]
+            if not isinstance(key, (str, int)):
+                if self.lenient:
+                    continue
+                raise AdapterFileError("The pickle has a dict key that is neither text nor number: refused.")
+            target[key] = items[at + 1]
+
+    def append_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not self.lenient:
+            raise AdapterFileError("The pickle appends to something that is not a list: refused.")
+
+    def build(self) -> None:
+        """Drop the attributes torch attaches (a state dict's `_metadata`): no object here has any."""
+        self.stack.pop()
+        if not self.lenient and not isinstance(self.stack[-1], dict):
+            raise AdapterFileError("The pickle sets attributes on something that is not a dict: refused.")
+
+
+def _pushes(make: Callable[[], Any]) -> Callable[[PickleMachine], None]:
+    def handler(reader: PickleMachine) -> None:
+        reader.stack.append(make())
+
+    return handler
+
+
+def _counted(form: struct.Struct) -> Callable[[PickleMachine], None]:
+    def handler(reader: PickleMachine) -> None:
+        reader.text(reader.number(form))
+
+    return handler
+
+
+def _tuple_of(count: int) -> Callable[[PickleMachine], None]:
+    def handler(reader: PickleMachine) -> None:
+        if len(reader.stack) < count:
+            raise IndexError
+        reader.stack[-count:] = [tuple(reader.stack[-count:])]
+
+    return handler
+
+
+def _binput(reader: PickleMachine) -> None:
+    reader.memo[reader.byte()] = reader.stack[-1]
+
+
+def _long_binput(reader: PickleMachine) -> None:
+    reader.memo[reader.number(_INT4)] = reader.stack[-1]
+
+
+def _memoize(reader: PickleMachine) -> None:
+    reader.memo[len(reader.memo)] = reader.stack[-1]
+
+
+def _binget(reader: PickleMachine) -> None:
+    reader.stack.append(reader.memo[reader.byte()])
+
+
+def _long_binget(reader: PickleMachine) -> None:
+    reader.stack.append(reader.memo[reader.number(_INT4)])
+
+
+def _global(reader: PickleMachine) -> None:
+    module = reader.line()
+    reader.find_global(f"{module}.{reader.line()}")
+
+
+def _stack_global(reader: PickleMachine) -> None:
+    name, module = reader.stack.pop(), reader.stack.pop()
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise TypeError
+    reader.find_global(f"{module[:200]}.{name[:200]}")
+
+
+def _long1(reader: PickleMachine) -> None:
+    reader.stack.append(int.from_bytes(reader.take(reader.byte()), "little", signed=True))
+
+
+def _mark_to_tuple(reader: PickleMachine) -> None:
+    reader.stack.append(tuple(reader.since_mark()))
+
+
+def _mark_to_list(reader: PickleMachine) -> None:
+    reader.stack.append(reader.since_mark())
+
+
+def _mark_to_dict(reader: PickleMachine) -> None:
+    made: dict[Any, Any] = {}
+    reader.set_items(made, reader.since_mark())
+    reader.stack.append(made)
+
+
+def _setitem(reader: PickleMachine) -> None:
+    value, key = reader.stack.pop(), reader.stack.pop()
+    reader.set_items(reader.stack[-1], [key, value])
+
+
+def _setitems(reader: PickleMachine) -> None:
+    items = reader.since_mark()
+    reader.set_items(reader.stack[-1], items)
+
+
+def _append(reader: PickleMachine) -> None:
+    item = reader.stack.pop()
+    reader.append_items([item])
+
+
+Handler = Callable[[PickleMachine], Any]
+_HANDLERS: list[Handler | None] = [None] * 256
+for _code, _handler in {
+    0x80: lambda r: r.take(1),  # PROTO
+    0x95: lambda r: r.take(8),  # FRAME
+    0x28: lambda r: r.stack.append(_MARK),
+    0x30: lambda r: r.stack.pop(),
+    0x31: lambda r: r.since_mark(),
+    0x32: lambda r: r.stack.append(r.stack[-1]),
+    0x4A: lambda r: r.stack.append(r.number(_SINT4)),
+    0x4B: lambda r: r.stack.append(r.byte()),
+    0x4D: lambda r: r.stack.append(r.number(_INT2)),
+    0x8A: _long1,
+    0x47: lambda r: r.stack.append(r.number(_FLOAT8)),
+    0x4E: _pushes(lambda: None),
+    0x88: _pushes(lambda: True),
+    0x89: _pushes(lambda: False),
+    0x58: _counted(_INT4),  # BINUNICODE
+    0x8C: lambda r: r.text(r.byte()),
+    0x8D: _counted(_INT8),
+    0x55: lambda r: r.text(r.byte()),  # SHORT_BINSTRING
+    0x54: _counted(_INT4),
+    0x43: lambda r: r.text(r.byte()),  # SHORT_BINBYTES
+    0x42: _counted(_INT4),
+    0x29: _pushes(tuple),
+    0x5D: _pushes(list),
+    0x7D: _pushes(dict),
+    0x74: _mark_to_tuple,
+    0x6C: _mark_to_list,
+    0x64: _mark_to_dict,
+    0x85: _tuple_of(1),
+    0x86: _tuple_of(2),
+    0x87: _tuple_of(3),
+    0x61: _append,
+    0x65: lambda r: r.append_items(r.since_mark()),
+    0x73: _setitem,
+    0x75: _setitems,
+    0x63: _global,
+    0x93: _stack_global,
+    0x52: PickleMachine.reduce,
+    0x81: PickleMachine.reduce,  # NEWOBJ
+    0x62: PickleMachine.build,
+    0x51: PickleMachine.persistent,
+    0x71: _binput,
+    0x72: _long_binput,
+    0x94: _memoize,
+    0x68: _binget,
+    0x6A: _long_binget,
+}.items():
+    _HANDLERS[_code] = _handler
