@@ -278,7 +278,7 @@ for _code, _handler in {
     0x52: PickleMachine.reduce,
     0x81: PickleMachine.reduce,  # NEWOBJ
     0x62: PickleMachine.build,
-    0x51: PickleMachine.persistent,
+    0x51: lambda r: r.persistent(),
     0x71: _binput,
     0x72: _long_binput,
     0x94: _memoize,
