@@ -1,0 +1,232 @@
+// The reference strips of the IP-Adapter accordion: adding pictures by dropping, pasting and choosing, removing them.
+// A unit's state is its hidden text box (a JSON array of references); the server draws the strip from it.
+
+const ipadapterPage = (() => {
+    const UNIT = ".ipadapter-unit";
+    const DROP_ZONE = ".ipadapter-references";
+    const UPLOAD_PATIENCE_MS = 30000;
+    const checkpointAtLoad = new Map();
+    let hovered = null;
+    let focusAfterRemoval = null;
+
+    function textArea(unit) {
+        return unit.querySelector(".ipadapter-images textarea");
+    }
+
+    function references(unit) {
+        try {
+            const read = JSON.parse(textArea(unit).value || "[]");
+            return Array.isArray(read) ? read : [];
+        } catch {
+            return [];
+        }
+    }
+
+    function setReferences(unit, items) {
+        const area = textArea(unit);
+        area.value = items.length ? JSON.stringify(items) : "";
+        area.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    function say(unit, sentence) {
+        const line = unit.querySelector(".ipadapter-message [role=status]");
+        if (line) line.textContent = sentence;
+    }
+
+    function setBusy(unit, busy) {
+        unit.querySelector(DROP_ZONE)?.classList.toggle("ipadapter-busy", busy);
+        unit.querySelector(".ipadapter-strip")?.setAttribute("aria-busy", String(busy));
+    }
+
+    // The upload component has a file input only while it holds nothing: waiting for it makes uploads take turns, so
+    // that two quick drops cannot overwrite each other's result.
+    async function waitFor(find) {
+        const until = Date.now() + UPLOAD_PATIENCE_MS;
+        for (;;) {
+            const found = find();
+            if (found || Date.now() > until) return found;
+            await new Promise(resolve => setTimeout(resolve, 50));
+        }
+    }
+
+    const uploadInput = unit => unit.querySelector(".ipadapter-upload input[type=file]");
+
+    let turn = Promise.resolve();
+    function addFiles(unit, files) {
+        const list = Array.from(files);
+        turn = turn.then(() => upload(unit, list)).catch(error => {
+            setBusy(unit, false);
+            say(unit, "The picture could not be sent to the server (" + error.message + "); try again.");
+        });
+    }
+
+    async function upload(unit, files) {
+        if (!files.length) return;
+        setBusy(unit, true);
+        const input = await waitFor(() => uploadInput(unit));
+        if (!input) throw new Error("an earlier upload is still running");
+        const transfer = new DataTransfer();
+        for (const file of files) transfer.items.add(file);
+        input.files = transfer.files;
+        input.dispatchEvent(new Event("change", {bubbles: true}));
+        await waitFor(() => uploadInput(unit) !== input);
+        await waitFor(() => uploadInput(unit));
+        setBusy(unit, false);
+    }
+
+    async function addAddress(unit, address) {
+        try {
+            const answer = await fetch(address);
+            if (!answer.ok) throw new Error("status " + answer.status);
+            addFiles(unit, [new File([await answer.blob()], "dropped")]);
+        } catch {
+            say(unit, "The dropped picture's address could not be read; save the picture and drop the file.");
+        }
+    }
+
+    function remove(unit, index) {
+        const items = references(unit);
+        items.splice(index, 1);
+        focusAfterRemoval = {unit, index: Math.min(index, items.length - 1)};
+        setReferences(unit, items);
+    }
+
+    function onClick(event) {
+        const target = event.target;
+        if (!(target instanceof Element)) return;
+        const accordion = target.closest(".ipadapter-accordion, [id$=_ipadapter].input-accordion");
+        if (accordion && target.closest(".label-wrap")) setTimeout(() => load(accordion, true), 0);
+        const unit = target.closest(UNIT);
+        if (!unit) return;
+        if (target.closest(".ipadapter-add")) {
+            const input = uploadInput(unit);
+            if (input) {
+                input.accept = "image/*";
+                input.click();
+            }
+        } else if (target.closest(".ipadapter-remove")) {
+            remove(unit, Number(target.closest(".ipadapter-remove").dataset.index));
+        } else if (target.closest(".ipadapter-clear")) {
+            setReferences(unit, []);
+        }
+    }
+
+    function onKeyDown(event) {
+        if (event.key !== "Delete" && event.key !== "Backspace") return;
+        const button = event.target instanceof Element && event.target.closest(".ipadapter-remove");
+        if (button) {
+            event.preventDefault();
+            remove(button.closest(UNIT), Number(button.dataset.index));
+        }
+    }
+
+    function isPicture(file) {
+        return file.type.startsWith("image/");
+    }
+
+    function onPaste(event) {
+        const files = Array.from(event.clipboardData?.files ?? []).filter(isPicture);
+        const focused = document.activeElement?.closest(DROP_ZONE);
+        const zone = focused ?? (hovered?.isConnected && hovered.offsetParent ? hovered : null);
+        if (!files.length || !zone) return;
+        // The host pastes into the first free image field of the page unless this is the end of it.
+        event.preventDefault();
+        event.stopImmediatePropagation();
+        addFiles(zone.closest(UNIT), files);
+    }
+
+    function dropZone(event) {
+        return event.target instanceof Element ? event.target.closest(DROP_ZONE) : null;
+    }
+
+    function carriesPicture(transfer) {
+        return Array.from(transfer?.types ?? []).some(type => type === "Files" || type === "text/uri-list");
+    }
+
+    function onDragOver(event) {
+        for (const zone of document.querySelectorAll(".ipadapter-dragging")) zone.classList.remove("ipadapter-dragging");
+        const zone = dropZone(event);
+        if (!zone || !carriesPicture(event.dataTransfer)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        event.dataTransfer.dropEffect = "copy";
+        zone.classList.add("ipadapter-dragging");
+    }
+
+    function onDragEnd(event) {
+        if (event.type === "dragleave" && event.relatedTarget) return;
+        for (const zone of document.querySelectorAll(".ipadapter-dragging")) zone.classList.remove("ipadapter-dragging");
+    }
+
+    function onDrop(event) {
+        onDragEnd(event);
+        const zone = dropZone(event);
+        if (!zone || !carriesPicture(event.dataTransfer)) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const unit = zone.closest(UNIT);
+        if (event.dataTransfer.files.length) {
+            addFiles(unit, event.dataTransfer.files);
+        } else {
+            addAddress(unit, event.dataTransfer.getData("text/uri-list").split("\n")[0]);
+        }
+    }
+
+    function checkpointName() {
+        return document.querySelector("#setting_sd_model_checkpoint input")?.value ?? "";
+    }
+
+    // The adapter list is read when the accordion opens, and again when another checkpoint has been chosen since.
+    function load(accordion, always) {
+        const name = checkpointName();
+        if (!accordion.querySelector(".label-wrap.open")) return;
+        if (!always && checkpointAtLoad.get(accordion.id) === name) return;
+        checkpointAtLoad.set(accordion.id, name);
+        accordion.querySelector(".ipadapter-load")?.click();
+    }
+
+    function onPointerOver(event) {
+        if (!(event.target instanceof Element)) return;
+        hovered = event.target.closest(DROP_ZONE);
+        const accordion = event.target.closest("[id$=_ipadapter].input-accordion");
+        if (accordion) load(accordion, false);
+    }
+
+    // After the server has redrawn the page: keep the keyboard where it was, and mark the tabs of units that act.
+    function afterUpdate() {
+        if (focusAfterRemoval) {
+            const {unit, index} = focusAfterRemoval;
+            focusAfterRemoval = null;
+            const next = unit.querySelectorAll(".ipadapter-remove")[index] ?? unit.querySelector(".ipadapter-add");
+            next?.focus({preventScroll: true});
+        }
+        for (const tabs of document.querySelectorAll(".ipadapter-tabs")) {
+            const buttons = tabs.querySelectorAll(".tab-nav > button");
+            tabs.querySelectorAll(UNIT).forEach((unit, index) => {
+                const enabled = unit.querySelector(".ipadapter-enabled input")?.checked;
+                const acts = Boolean(enabled && references(unit).length);
+                buttons[index]?.classList.toggle("ipadapter-acting", acts);
+            });
+        }
+    }
+
+    function confirmDeletion(event) {
+        const button = event.target instanceof Element && event.target.closest(".ipadapter-delete-store");
+        if (!button || window.confirm("Delete every stored reference picture from this computer?")) return;
+        event.preventDefault();
+        event.stopImmediatePropagation();
+    }
+
+    document.addEventListener("click", confirmDeletion, true);
+    document.addEventListener("click", onClick);
+    document.addEventListener("keydown", onKeyDown);
+    document.addEventListener("paste", onPaste, true);
+    document.addEventListener("dragover", onDragOver, true);
+    document.addEventListener("dragleave", onDragEnd, true);
+    document.addEventListener("dragend", onDragEnd, true);
+    document.addEventListener("drop", onDrop, true);
+    document.addEventListener("pointerover", onPointerOver, {passive: true});
+    onAfterUiUpdate(afterUpdate);
+
+    return {addFiles};
+})();

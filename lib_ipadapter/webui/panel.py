@@ -1,0 +1,207 @@
+"""The accordion: one switch and, per unit, a tab of components generated from the list of fields.
+
+`webui.script` calls `build_panel` in its `ui()`, as often as the host wants: building lists nothing, reads no file and
+keeps no state. What the components do is in `events`, what a pasted infotext means in `pasting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from ..units.field_spec import FieldSpec
+from ..units.fields import ADAPTER, COMBINE, CROP, ENABLED, END, FIELDS, IMAGES, INTENT, START, UNCOND, WEIGHT
+from .compat import accordion, keep_out_of_ui_config, tool_button, with_tooltip
+from .events import Events, Services
+from .pasting import PastedNotes, PastedValue
+from .strip import message_line, strip_html
+
+TITLE = "IP-Adapter"
+REFRESH_SYMBOL = "\U0001f504"
+# Rows of a tab, by field; a field that is in none of them gets a row of its own at the end.
+ROWS: tuple[tuple[str, ...], ...] = (
+    (ENABLED.name, INTENT.name),
+    (IMAGES.name,),
+    (ADAPTER.name,),
+    (WEIGHT.name, START.name, END.name),
+    (COMBINE.name, CROP.name, UNCOND.name),
+)
+RADIOS = (INTENT.name,)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What the host needs of a built accordion.
+
+    `inputs` is the master switch, then each unit's fields in the order of `FIELDS`. `infotext_fields` pairs components
+    with what a paste makes of them; `paste_field_names` names those that "Send to" carries to the other tab.
+    """
+
+    inputs: list[Any]
+    infotext_fields: list[tuple[Any, Callable[[dict[str, Any]], Any]]]
+    paste_field_names: list[Any]
+
+
+@dataclass
+class UnitTab:
+    """One unit's components: its fields by name, and what is around them."""
+
+    number: int
+    fields: dict[str, Any] = field(default_factory=dict)
+    upload: Any = None
+    strip: Any = None
+    preview: Any = None
+    message: Any = None
+    adapter_line: Any = None
+    refresh: Any = None
+
+
+def build_panel(*, tab: str, max_units: int, services: Services) -> Panel:
+    """Build the accordion of one tab ("txt2img" or "img2img") inside the current gradio context."""
+    prefix = f"{tab}_ipadapter"
+    with accordion(TITLE, prefix) as master:
+        notice = gr.HTML(_notice(services), elem_id=f"{prefix}_notice", elem_classes=["ipadapter-message"])
+        with gr.Tabs(elem_id=f"{prefix}_units", elem_classes=["ipadapter-tabs"]):
+            units = [_unit_tab(prefix, number) for number in range(1, max_units + 1)]
+        with gr.Row(elem_classes=["ipadapter-footer"]):
+            load = gr.Button(
+                "Read the adapter list", elem_id=f"{prefix}_load", elem_classes=["ipadapter-load", "ipadapter-hidden"]
+            )
+            delete = gr.Button(
+                "Delete stored references",
+                elem_id=f"{prefix}_delete_store",
+                elem_classes=["ipadapter-delete-store"],
+                size="sm",
+            )
+    for button in (load, delete):
+        keep_out_of_ui_config(button)
+    _listen(Events(services), units, notice, load, delete)
+    return _panel(master, notice, units, max_units)
+
+
+def _notice(services: Services) -> str:
+    return message_line(services.host_notice())
+
+
+def _unit_tab(prefix: str, number: int) -> UnitTab:
+    """Build one unit's tab."""
+    unit = UnitTab(number)
+    elem_id = f"{prefix}_unit{number}"
+    placed = {name for row in ROWS for name in row}
+    rest = tuple((spec.name,) for spec in FIELDS if spec.name not in placed)
+    specs = {spec.name: spec for spec in FIELDS}
+    with (
+        gr.Tab(f"Unit {number}", elem_id=f"{elem_id}_tab"),
+        gr.Column(elem_id=elem_id, elem_classes=["ipadapter-unit"]),
+    ):
+        for row in ROWS + rest:
+            if row == (IMAGES.name,):
+                _references(unit, elem_id)
+            elif row == (ADAPTER.name,):
+                _adapter_row(unit, elem_id)
+            else:
+                with gr.Row(elem_classes=["ipadapter-row", f"ipadapter-row-{row[0]}"]):
+                    for name in row:
+                        unit.fields[name] = _component(specs[name], elem_id)
+    return unit
+
+
+def _references(unit: UnitTab, elem_id: str) -> None:
+    """The strip, its upload and the text box that holds the references.
+
+    The upload takes any file, so that a wrong one is answered with our sentence. Components that are not visible are
+    not in the page, so these two are hidden by a class.
+    """
+    with gr.Column(elem_classes=["ipadapter-references"]):
+        unit.strip = gr.HTML(strip_html(unit.number, ()), elem_id=f"{elem_id}_strip")
+        unit.message = gr.HTML(message_line(""), elem_id=f"{elem_id}_message", elem_classes=["ipadapter-message"])
+        unit.preview = gr.HTML("", elem_id=f"{elem_id}_preview")
+        unit.upload = gr.File(
+            label=f"Upload of unit {unit.number}",
+            file_count="multiple",
+            elem_id=f"{elem_id}_upload",
+            elem_classes=["ipadapter-upload", "ipadapter-hidden"],
+        )
+        unit.fields[IMAGES.name] = _component(IMAGES, elem_id)
+
+
+def _adapter_row(unit: UnitTab, elem_id: str) -> None:
+    with gr.Row(elem_classes=["ipadapter-row", "ipadapter-row-adapter"]):
+        unit.fields[ADAPTER.name] = _component(ADAPTER, elem_id)
+        unit.refresh = tool_button(REFRESH_SYMBOL, f"{elem_id}_refresh", "Look for adapters and encoders again")
+        keep_out_of_ui_config(unit.refresh)
+    unit.adapter_line = gr.HTML(
+        message_line("", error=False), elem_id=f"{elem_id}_adapter_line", elem_classes=["ipadapter-message"]
+    )
+
+
+def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
+    """The component that a field's kind calls for. Choices are shown and sent by their labels, which parse as well."""
+    common: dict[str, Any] = {
+        "label": spec.label,
+        "elem_id": f"{elem_id}_{spec.name}",
+        "elem_classes": [f"ipadapter-{spec.name}"],
+    }
+    if spec.kind == "bool":
+        component = gr.Checkbox(value=bool(spec.default), **common)
+    elif spec.kind == "number":
+        component = gr.Slider(
+            minimum=spec.minimum or 0.0, maximum=spec.maximum or 1.0, step=spec.step, value=spec.default, **common
+        )
+    elif spec.kind == "choice":
+        labels = dict(spec.choices)
+        kind = gr.Radio if spec.name in RADIOS else gr.Dropdown
+        component = kind(choices=list(labels.values()), value=labels[str(spec.default)], **common)
+    elif spec.kind == "adapter":
+        # The list is read later, and a pasted adapter may not be in it: gradio 4 drops values that are not choices.
+        component = gr.Dropdown(choices=[spec.default], value=spec.default, allow_custom_value=True, **common)
+    else:
+        common["elem_classes"] += ["ipadapter-hidden"] if spec.kind == "images" else []
+        component = gr.Textbox(value="", max_lines=1, **common)
+    return keep_out_of_ui_config(with_tooltip(component, spec.help))
+
+
+def _listen(events: Events, units: Sequence[UnitTab], notice: Any, load: Any, delete: Any) -> None:
+    """Connect the components. Nothing waits for the queue in which generations stand."""
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
+    adapters = [unit.fields[ADAPTER.name] for unit in units]
+    intents = [unit.fields[INTENT.name] for unit in units]
+    images = [unit.fields[IMAGES.name] for unit in units]
+    lists = [*adapters, *(unit.adapter_line for unit in units)]
+    load.click(events.list_adapters, inputs=adapters + intents, outputs=lists, **quiet)
+    delete.click(events.delete_stored, inputs=images, outputs=[notice, *(unit.strip for unit in units)], **quiet)
+    for unit in units:
+        _listen_to_unit(events, unit, quiet)
+        unit.refresh.click(events.refresh, inputs=adapters + intents, outputs=lists, **quiet)
+
+
+def _listen_to_unit(events: Events, unit: UnitTab, quiet: dict[str, Any]) -> None:
+    number = unit.number
+    images, adapter, intent, crop = (unit.fields[spec.name] for spec in (IMAGES, ADAPTER, INTENT, CROP))
+    seen = [images, crop, adapter, intent]
+    unit.upload.upload(
+        events.add_uploads, inputs=[unit.upload, images], outputs=[unit.upload, images, unit.message], **quiet
+    )
+    # Also fires when a paste or "Send to" has set the text box.
+    images.change(
+        lambda references: events.draw_strip(number, references), inputs=[images], outputs=[unit.strip], **quiet
+    )
+    for component in seen:
+        component.change(events.draw_preview, inputs=seen, outputs=[unit.preview], **quiet)
+    for component in (adapter, intent):
+        component.change(events.explain, inputs=[adapter, intent], outputs=[unit.adapter_line], **quiet)
+
+
+def _panel(master: Any, notice: Any, units: Sequence[UnitTab], max_units: int) -> Panel:
+    inputs = [master]
+    fields: list[tuple[Any, Callable[[dict[str, Any]], Any]]] = [(master, PastedValue(0, ""))]
+    for unit in units:
+        for spec in FIELDS:
+            inputs.append(unit.fields[spec.name])
+            fields.append((unit.fields[spec.name], PastedValue(unit.number, spec.name)))
+    # "Send to" compares the names of both tabs' fields, and these compare equal.
+    names = [name for _, name in fields]
+    return Panel(inputs, [*fields, (notice, PastedNotes(max_units))], names)
