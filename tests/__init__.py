@@ -1,0 +1,1 @@
+"""Tests of the extension; they mirror `lib_ipadapter`."""

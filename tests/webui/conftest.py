@@ -1,0 +1,44 @@
+"""One stand-in host per test process; its flavour is that of the installed gradio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOYS = Path(__file__).resolve().parent / "toys"
+
+
+@pytest.fixture(scope="session")
+def host_extensions() -> list[Path]:
+    """Extensions of the session's host, in load order: the toy scripts, then this repository."""
+    return [TOYS, REPOSITORY]
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory, host_extensions: list[Path]) -> Iterator[object]:
+    """The session's host with one checkpoint of each SD1.5 kind."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    pytest.importorskip("ldm", reason="the ldm UNet (stable-diffusion-sdkit) is not installed")
+    from tests.webui.standin import StandIn
+
+    host = StandIn(extensions=host_extensions, data_dir=tmp_path_factory.mktemp("host"),
+                   checkpoints=("sd15", "sd15-inpainting", "sd15-instruct-pix2pix"))
+    yield host
+    host.stop_serving()
+
+
+@pytest.fixture
+def clean_host(standin):
+    """The host with its settings, scripts' records and reports as they were at the start of the session."""
+    from modules import sd_unet, shared
+
+    before = dict(shared.opts.data)
+    standin.reports.clear()
+    yield standin
+    shared.opts.data.clear()
+    shared.opts.data.update(before)
+    sd_unet.current_unet = None
+    standin.reports.clear()

@@ -1,0 +1,1 @@
+"""The host's own modules, imitated: same names and rules, own code."""
