@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from typing import cast
 
 from PIL import Image, ImageFile
 
@@ -204,7 +205,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _from_16_bit(image: Image.Image, name: str) -> Image.Image:
     """Grey of 16 bits to 8: v * 255 / 65535, rounded. Pillow's own conversion would clip at 255 instead."""
     wide = image.convert("I")
-    low, high = wide.getextrema()
+    low, high = cast("tuple[int, int]", wide.getextrema())
     if low < 0 or high > 65535:
         raise BadImageError(f"{name} has 32-bit pixels ({low} to {high}); save it with 8 or 16 bits.")
     scaled = wide.convert("F").point(lambda v: v * (1 / 257) + 0.5)
