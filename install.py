@@ -29,7 +29,7 @@ def main() -> None:
     """Install what is missing; say in one line when that fails, since the host shows no more."""
     packages = missing()
     if packages and install(packages) != 0:
-        print(f"IP-Adapter: could not install {', '.join(packages)}; install them into the WebUI's environment by hand.")
+        print(f"IP-Adapter: could not install {', '.join(packages)}; install them by hand.")
 
 
 main()

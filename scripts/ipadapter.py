@@ -7,28 +7,17 @@ from modules import script_callbacks
 
 # The host has this extension's folder on sys.path only while this file runs, so every package is imported here and
 # now; later imports inside them are relative and need no path.
-import lib_ipadapter.core
-import lib_ipadapter.encoders
-import lib_ipadapter.hosts
-import lib_ipadapter.library
-import lib_ipadapter.session
-import lib_ipadapter.units
-from lib_ipadapter.webui import api, settings, version, xyz
+from lib_ipadapter.webui import api, settings, version
 from lib_ipadapter.webui.log import set_up_log
-from lib_ipadapter.webui.script import IPAdapterScript, on_cfg_denoiser
+from lib_ipadapter.webui.script import IPAdapterScript, add_axes, on_cfg_denoiser
 
 VERSION = "0.1.0"
-
-if version.VERSION != VERSION:
-    raise RuntimeError(
-        f"IP-Adapter was updated from {version.VERSION} to {VERSION} while the WebUI ran: restart the WebUI "
-        "(reloading the UI is not enough)."
-    )
 
 __all__ = ["IPAdapterScript"]
 
 set_up_log()
+version.note_installed(VERSION)
 script_callbacks.on_app_started(api.add_routes)
-script_callbacks.on_before_ui(xyz.register_axes)
+script_callbacks.on_before_ui(add_axes)
 script_callbacks.on_cfg_denoiser(on_cfg_denoiser)
 script_callbacks.on_ui_settings(settings.register_settings)

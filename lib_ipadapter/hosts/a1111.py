@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import CallReader, LaterCheckpoint, SearchFolders, base_folders
-from .folders import extra_folders
+from .base import CallReader, LaterCheckpoint, search_folders
 from .rows import SequenceReader
 
 
@@ -75,23 +74,21 @@ class A1111Host:
 
         devices.torch_gc()
 
-    def folders(self) -> SearchFolders:
+    def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths, shared
 
-        models = Path(paths.models_path)
         controlnet = [Path(folder) for folder in _controlnet_extension_folders()]
         flags = shared.cmd_opts
-        adapters = base_folders(
-            models,
-            *extra_folders(shared),
+        annotators = [getattr(flags, "controlnet_annotator_models_path", None)]
+        annotators += [folder / "annotator" / "downloads" for folder in controlnet]
+        return search_folders(
+            Path(paths.models_path),
+            *extra,
             getattr(flags, "controlnet_dir", None),
             shared.opts.data.get("control_net_models_path"),
             *(folder / "models" for folder in controlnet),
+            *(Path(folder) / "clip_vision" for folder in annotators if folder),
         )
-        annotators = [getattr(flags, "controlnet_annotator_models_path", None)]
-        annotators += [folder / "annotator" / "downloads" for folder in controlnet]
-        encoders = [Path(folder) / "clip_vision" for folder in annotators if folder]
-        return SearchFolders(adapters, (models / "clip_vision", *encoders))
 
 
 def later_checkpoints(p: Any) -> list[LaterCheckpoint]:

@@ -18,14 +18,6 @@ from ..library.errors import UnsupportedHostStateError
 
 
 @dataclass(frozen=True)
-class SearchFolders:
-    """Where model files are looked for: adapters in `adapters`, vision encoders in both."""
-
-    adapters: tuple[Path, ...]
-    encoders: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
 class LaterCheckpoint:
     """A second checkpoint that the job will load: `role` is "hires" or "refiner"."""
 
@@ -93,7 +85,9 @@ class Host(Protocol):
         """Give cached device memory back after an encoder was dropped."""
         ...
 
-    def folders(self) -> SearchFolders: ...
+    def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        """Where adapters and vision encoders are looked for, first to last; `extra` are the user's own."""
+        ...
 
 
 class StepClock:
@@ -133,9 +127,10 @@ def call_argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, 
     return next((kwargs[name] for name in names if name in kwargs), None)
 
 
-def base_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
-    """`models/ipadapter`, `models/ControlNet` and the given folders, in order and without repetition."""
-    wanted = [models / "ipadapter", models / "ControlNet", *(Path(folder) for folder in more if folder)]
+def search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
+    """The folders below `models` that are searched on every host, then the given ones, each once."""
+    usual = [models / name for name in ("ipadapter", "ControlNet", "clip_vision")]
+    wanted = [*usual, *(Path(folder) for folder in more if folder)]
     return tuple(dict.fromkeys(wanted))
 
 

@@ -13,8 +13,7 @@ from torch import nn
 from ..core.schedule import UNetCall
 from ..library.errors import UnexplainedRowsError
 from .a1111 import interrupted, later_checkpoints
-from .base import CallReader, LaterCheckpoint, SearchFolders, StepClock, base_folders, call_argument, require_step
-from .folders import extra_folders
+from .base import CallReader, LaterCheckpoint, StepClock, call_argument, require_step, search_folders
 
 
 class ForgeHost:
@@ -68,18 +67,17 @@ class ForgeHost:
     def release(self) -> None:
         _memory().soft_empty_cache()
 
-    def folders(self) -> SearchFolders:
+    def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths, shared
         from modules_forge import shared as forge_shared
 
-        models = Path(paths.models_path)
-        adapters = base_folders(
-            models,
-            *extra_folders(shared),
+        return search_folders(
+            Path(paths.models_path),
+            *extra,
             forge_shared.controlnet_dir,
             shared.opts.data.get("control_net_models_path"),
+            forge_shared.preprocessor_dir,
         )
-        return SearchFolders(adapters, (models / "clip_vision", Path(forge_shared.preprocessor_dir)))
 
 
 class OptionsReader:

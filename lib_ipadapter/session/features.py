@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.adapter import Adapter
 from ..core.embeds import Features
 from ..encoders.clip_vision import VisionEncoder, Want, load_vision_encoder, pixel_tensor
 from ..encoders.squares import Framing, to_squares
@@ -80,7 +79,9 @@ class EncoderPool:
     def __enter__(self) -> EncoderPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
     def release(self) -> None:
@@ -93,7 +94,11 @@ class EncoderPool:
     def reference(self, encoder: EncoderFile, view: View, reference: Reference) -> Tensor:
         """Features of one picture's squares: pooled `(squares, P)` or hidden `(squares, L, H)`, float32 on the CPU."""
         key = ("features", reference.digest, encoder.fingerprint, view)
-        return self._kept(key, lambda: self._encode(encoder, view, to_squares(reference.picture(), view.side, view.framing)))
+
+        def encode() -> Tensor:
+            return self._run(encoder, view, pixel_tensor(to_squares(reference.picture(), view.side, view.framing)))
+
+        return self._kept(key, encode)
 
     def negative(self, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]) -> Tensor:
         """Features `(1, ...)` that stand for "no picture": `official` zero pixels, a `black` picture, or `noise`.
@@ -112,9 +117,6 @@ class EncoderPool:
             return features, features.nbytes
 
         return self._cache.get_or_make(key, Tensor, measured)
-
-    def _encode(self, encoder: EncoderFile, view: View, squares: list[Image.Image]) -> Tensor:
-        return self._run(encoder, view, pixel_tensor(squares))
 
     def _run(self, encoder: EncoderFile, view: View, pixels: Tensor) -> Tensor:
         started = time.perf_counter()
@@ -153,20 +155,6 @@ def encoder_bytes(spec: VisionEncoderSpec, dtype: torch.dtype) -> int:
     layer = 4 * spec.hidden_dim**2 + 2 * spec.hidden_dim * spec.mlp_dim
     rest = spec.hidden_dim * (spec.positions + spec.projected_dim + 3 * spec.patch**2)
     return (layer * spec.depth + rest) * dtype.itemsize
-
-
-def negative_features(
-    pool: EncoderPool, adapter: Adapter, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]
-) -> Features | None:
-    """What an adapter's projector is fed for negative rows; None means zero tokens (`uncond` "zeros").
-
-    The official choice for pooled features is a zero embedding, which needs no encoder (IPAdapter.get_image_embeds).
-    """
-    if uncond == "zeros":
-        return None
-    if uncond == "official" and view.feature == "pooled":
-        return adapter.zero_features(1)
-    return as_features(view, pool.negative(encoder, view, uncond, references))
 
 
 def as_features(view: View, tensor: Tensor) -> Features:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.infotext import infotext_key, unit_to_infotext
-from ..units.requests import Request
+from ..units.unit import Request
 from .failures import as_named
 from .features import EncoderPool
 from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
@@ -49,8 +49,9 @@ class Job:
         """Put the requested units where the host's prompt history looks; replaced by what ran, or removed."""
         if isinstance(self._request, IPAdapterError):
             return
-        for number, unit in self._request.active:
-            self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, (), {})
+        for number, unit in self._request.numbered:
+            stored = [value for value in unit.images if value.startswith("sha256:")]
+            self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
     def wrap_sample(self) -> None:
         """Wrap `p.sample` on the instance until it returns; wrapping twice is wrapping once."""
@@ -77,9 +78,14 @@ class Job:
         self._guarded(self._attach)
 
     def before_step(self, params: Any) -> None:
-        """Follow a UNet that changed between steps (refiner) and tell the reader what this step's rows are."""
-        if self._plan is None or self._pass is None:
+        """Follow a UNet that changed between steps (refiner) and tell the reader what this step's rows are.
+
+        A script that samples in its own way (img2img alternative test) does not announce its pass: it is attached here.
+        """
+        if self._plan is None:
             return
+        if self._pass is None:
+            self.before_sampling()
 
         def follow() -> None:
             if self._pass is not None and self._services.host.unet(self.p) is not self._pass.unet:
@@ -137,7 +143,7 @@ class Job:
         for reason in (host.too_old(), host.refusal(self.p)):
             if reason:
                 raise UnsupportedHostStateError(reason)
-        active = [(number, unit) for number, unit in self._request.active if unit.weight != 0.0]
+        active = [(number, unit) for number, unit in self._request.numbered if unit.weight != 0.0]
         if not active:
             self._retract()
             return None
@@ -153,7 +159,7 @@ class Job:
         with EncoderPool(services.host, services.cache) as pool:
             for number, unit, choice in plan_units(self.p, active, services, self._failed_unit):
                 try:
-                    prepared.append(prepare_unit(number, unit, choice, pool, store, services.cache))
+                    prepared.append(prepare_unit(number, unit, choice, pool=pool, store=store, cache=services.cache))
                 except Exception as error:
                     self._failed_unit(number, as_named(error, f"Unit {number}"))
         return prepared

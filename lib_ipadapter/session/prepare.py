@@ -21,7 +21,7 @@ from ..library.errors import BadImageError
 from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
-from .features import EncoderPool, Reference, View, as_features, negative_features
+from .features import EncoderPool, Reference, View, as_features
 from .models import Choice
 
 logger = logging.getLogger("ipadapter")
@@ -47,7 +47,7 @@ class PreparedUnit:
 
 
 def prepare_unit(
-    number: int, unit: Unit, choice: Choice, pool: EncoderPool, store: ImageStore, cache: ResultCache
+    number: int, unit: Unit, choice: Choice, *, pool: EncoderPool, store: ImageStore, cache: ResultCache
 ) -> PreparedUnit:
     """Read, encode and project one unit, or take the results from the cache.
 
@@ -91,8 +91,13 @@ def _keys_and_values(unit: Unit, choice: Choice, references: Sequence[Reference]
     view = choice_view(choice, unit.crop)
     features = torch.cat([pool.reference(choice.encoder, view, reference) for reference in references])
     cond = adapter.project(as_features(view, features))
-    nothing = negative_features(pool, adapter, choice.encoder, view, unit.uncond, references)
-    uncond = adapter.project(nothing) if nothing is not None else None
+    if unit.uncond == "zeros":
+        uncond = None
+    elif unit.uncond == "official" and view.feature == "pooled":
+        # A zero embedding, which needs no encoder (tencent-ailab/IP-Adapter, IPAdapter.get_image_embeds).
+        uncond = adapter.project(adapter.zero_features(1))
+    else:
+        uncond = adapter.project(as_features(view, pool.negative(choice.encoder, view, unit.uncond, references)))
     tokens = pair_tokens(cond, uncond, unit.combine)  # type: ignore[arg-type]
     dtype = torch.float32 if device.type == "cpu" else torch.float16
     return {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(tokens, dtype=dtype).items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
 from ..hosts.select import current_host
 from ..session.cache import ResultCache
 from ..session.models import Models
 from ..session.services import Services
+from ..units.images import ImageStore
 from . import settings
 
 
@@ -16,11 +18,31 @@ def _lasting() -> Services:
     host = current_host()
     return Services(
         host=host,
-        models=Models(host),
+        models=Models(lambda: host.folders(_user_folders())),
         cache=ResultCache(settings.cache_bytes()),
-        store=settings.image_store,
+        store=image_store,
         stop_on_failure=settings.stop_on_failure,
     )
+
+
+def _user_folders() -> tuple[Path, ...]:
+    """`--ipadapter-dir` first, then the setting's folders."""
+    from modules import shared
+
+    flag = getattr(shared.cmd_opts, "ipadapter_dir", None)
+    return ((Path(flag),) if flag else ()) + settings.extra_folders()
+
+
+@lru_cache(maxsize=4)
+def _store(folder: Path, cap_bytes: int) -> ImageStore:
+    return ImageStore(folder, cap_bytes)
+
+
+def image_store() -> ImageStore:
+    """The store of reference pictures where the settings put it: one object for a folder, so one lock."""
+    from modules import paths
+
+    return _store(settings.store_folder(Path(paths.data_path)), settings.store_bytes())
 
 
 def services() -> Services:

@@ -13,8 +13,8 @@ from modules import scripts
 
 from ..library.errors import IPAdapterError
 from ..session.job import Job
-from ..units.requests import Request, parse_args
-from . import settings
+from ..units.unit import Request, parse_args
+from . import settings, xyz
 from .page import page_services
 from .panel import build_panel
 from .process import services
@@ -77,10 +77,10 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
     """The units that the page or a program sent, with the XYZ plot's values in place; or what is wrong with them."""
     try:
         request = parse_args(args, settings.max_units())
-        changes: dict[tuple[int, str], Any] = getattr(p, "ipadapter_xyz", {})
+        changes = xyz.values_of(p)
         units = tuple(
-            replace(unit, **{field: value for (index, field), value in changes.items() if index == position})
-            for position, unit in enumerate(request.units)
+            replace(unit, **{field: value for (number, field), value in changes.items() if number == position})
+            for position, unit in enumerate(request.units, start=1)
         )
         return replace(request, units=units)
     except IPAdapterError as error:
@@ -93,3 +93,8 @@ def on_cfg_denoiser(params: Any) -> None:
     job = job_of(p) if p is not None else None
     if job is not None:
         job.before_step(params)
+
+
+def add_axes() -> None:
+    """Offer every field of every unit to the X/Y/Z plot."""
+    xyz.add_axes(settings.max_units(), lambda: [name for name, _ in page_services().adapter_names()])

@@ -15,7 +15,7 @@ from lib_ipadapter.library.errors import UnexplainedRowsError, UnsupportedHostSt
 C, U = COND, UNCOND
 
 
-def step(cond: int, uncond: int, *, tokens: int = 77, uncond_tokens: int = 77, at: int = 0, total: int = 4, dicts=False):
+def step(cond: int, uncond: int, *, tokens=77, uncond_tokens=77, at=0, total=4, dicts=False):
     """A denoiser's parameters with distinguishable text rows."""
     text = torch.arange(cond * tokens * 8, dtype=torch.float32).view(cond, tokens, 8)
     negative = -1 - torch.arange(uncond * uncond_tokens * 8, dtype=torch.float32).view(uncond, uncond_tokens, 8)

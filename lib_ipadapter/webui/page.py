@@ -1,0 +1,83 @@
+"""What the page asks of the rest: the store, the files on disk, the line about what a unit will use, the preview."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from PIL import Image
+
+from ..core.layers import find_cross_attention
+from ..encoders.squares import Framing, preview
+from ..library.errors import IPAdapterError
+from ..session.planning import base_of
+from ..session.prepare import choice_view
+from ..units.images import ImageStore, decode_reference, open_picture
+from . import settings
+from .process import image_store, services
+from .version import installed_notice
+
+USUAL_SIDE = 224
+
+
+class PageServices:
+    """`panel.Services` for the running WebUI; everything is looked up when asked, nothing while the page is built."""
+
+    def store(self) -> ImageStore:
+        return image_store()
+
+    def inline_references(self) -> bool:
+        return settings.inline_references()
+
+    def adapter_names(self) -> list[tuple[str, str]]:
+        """(name, label) of the adapters for the loaded checkpoint, all supported ones while none is loaded."""
+        return services().models.adapter_names(loaded_base())
+
+    def refresh_models(self) -> None:
+        services().models.refresh()
+
+    def explain(self, adapter: str, intent: str) -> str:
+        """One line: which adapter and encoder a unit will use, or what is missing and where it was searched."""
+        base = loaded_base()
+        if not base:
+            return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
+        try:
+            choice = services().models.choose(adapter, intent, [base])
+        except IPAdapterError as error:
+            return str(error)
+        return f"{base}: {choice.name} with the encoder {choice.encoder.name} ({choice.spec.tokens} tokens per square)"
+
+    def preview(self, references: Sequence[str], crop: str, adapter: str, intent: str) -> list[Image.Image]:
+        """Each reference as its encoder sees it. Raises IPAdapterError."""
+        store, side = self.store(), self._side(adapter, intent, crop)
+        framing = cast("Framing", crop)
+        return [
+            preview(open_picture(decode_reference(value, store), f"picture {number}"), side, framing)
+            for number, value in enumerate(references, start=1)
+        ]
+
+    def _side(self, adapter: str, intent: str, crop: str) -> int:
+        """The side of the square that is encoded; the usual one while `explain` still says what is missing."""
+        try:
+            return choice_view(services().models.choose(adapter, intent, [loaded_base()]), crop).side
+        except IPAdapterError:
+            return USUAL_SIDE
+
+    def host_notice(self) -> str:
+        return services().host.too_old() or installed_notice()
+
+
+def page_services() -> PageServices:
+    """The page's services; they hold nothing, so one is as good as another."""
+    return PageServices()
+
+
+def loaded_base() -> str:
+    """The base of the checkpoint that is loaded now, or an empty string."""
+    unet: Any = services().host.loaded_unet()
+    if unet is None:
+        return ""
+    try:
+        return base_of(unet, find_cross_attention(unet))
+    except IPAdapterError:
+        return ""
