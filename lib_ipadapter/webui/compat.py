@@ -48,7 +48,7 @@ def with_tooltip(component: Component, text: str) -> Component:
 
 
 def uploaded_files(value: Any) -> list[UploadedFile]:
-    """The files of a `gr.File`'s value: temporary-file objects on gradio 3, path strings on gradio 4, or one of them."""
+    """The files of a `gr.File`'s value: temporary-file objects on gradio 3, paths on gradio 4; one or several."""
     if value is None:
         return []
     items: Iterable[Any] = value if isinstance(value, (list, tuple)) else [value]

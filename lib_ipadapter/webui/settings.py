@@ -22,8 +22,8 @@ STORE_FOLDER = "ipadapter_store_folder"
 INLINE_REFERENCES = "ipadapter_inline_references"
 CACHE_MB = "ipadapter_cache_mb"
 
-STOP = "Stop the generation"
-CONTINUE = "Continue without the unit, with a warning"
+STOP = "stop"
+CONTINUE = "continue with a warning"
 DEFAULTS: dict[str, Any] = {
     MAX_UNITS: 4,
     ON_FAILURE: STOP,
@@ -46,7 +46,7 @@ def register_settings() -> None:
         MAX_UNITS: option(DEFAULTS[MAX_UNITS], "Number of units", slider, units, section=SECTION).needs_reload_ui(),
         ON_FAILURE: option(
             DEFAULTS[ON_FAILURE],
-            "When a unit cannot do what was asked",
+            "When a unit cannot do what was asked of it",
             gr.Radio,
             {"choices": [STOP, CONTINUE]},
             section=SECTION,
