@@ -34,26 +34,15 @@ _THIRDS = ("q_proj", "k_proj", "v_proj")
 _PROJECTION = "visual_projection.weight"
 
 
-def official_names(spec: VisionEncoderSpec) -> Iterator[str]:
-    """transformers' names of every tensor of the tower, the projection where the file has one."""
-    yield from _OUTER.values()
-    for layer in range(spec.depth):
-        stem = f"vision_model.encoder.layers.{layer}"
-        for inner in (*_INNER.values(), *(f"self_attn.{third}" for third in _THIRDS)):
-            yield from (f"{stem}.{inner}.{part}" for part in _PARTS)
-    if spec.projected_dim:
-        yield _PROJECTION
-
-
 def names_to_read(spec: VisionEncoderSpec) -> dict[str, str]:
     """Which stored tensors make the tower: the layout's own name -> the name in the file.
 
-    `spec.prefix` is what precedes the layout's names in the file: nothing or a wrapper's name before transformers'
-    `vision_model.`, usually `visual.` before open_clip's `conv1.weight`. Everything else in the file (text tower,
-    position_ids, logit_scale) is not read.
+    `spec.prefix` precedes transformers' `vision_model.` or open_clip's `visual.` in the file (a wrapper's name; usually
+    nothing). Everything else in the file (text tower, position_ids, logit_scale) is not read.
     """
-    names = official_names(spec) if spec.layout == "transformers" else _open_clip_names(spec)
-    return {name: spec.prefix + name for name in names}
+    if spec.layout == "transformers":
+        return {name: spec.prefix + name for name in _transformers_names(spec)}
+    return {name: f"{spec.prefix}visual.{name}" for name in _open_clip_names(spec)}
 
 
 def converted(spec: VisionEncoderSpec, stored: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -67,6 +56,16 @@ def converted(spec: VisionEncoderSpec, stored: dict[str, Tensor]) -> Iterator[tu
             yield name, tensor
         else:
             yield from _from_open_clip(name, tensor)
+
+
+def _transformers_names(spec: VisionEncoderSpec) -> Iterator[str]:
+    yield from _OUTER.values()
+    for layer in range(spec.depth):
+        stem = f"vision_model.encoder.layers.{layer}"
+        for inner in (*_INNER.values(), *(f"self_attn.{third}" for third in _THIRDS)):
+            yield from (f"{stem}.{inner}.{part}" for part in _PARTS)
+    if spec.projected_dim:
+        yield _PROJECTION
 
 
 def _open_clip_names(spec: VisionEncoderSpec) -> Iterator[str]:

@@ -89,10 +89,9 @@ def vision_encoder_spec(
     activation: Literal["gelu", "quick_gelu"] = "gelu",
 ) -> VisionEncoderSpec:
     """The description of such a file, said from the sizes rather than detected."""
-    open_clip = layout.startswith("open_clip")
     return VisionEncoderSpec(
         name=f"random-{hidden}x{depth}",
-        layout="open_clip" if open_clip else "transformers",
+        layout="open_clip" if layout.startswith("open_clip") else "transformers",
         hidden_dim=hidden,
         depth=depth,
         heads=heads or max(1, hidden // 64),
@@ -101,7 +100,6 @@ def vision_encoder_spec(
         positions=positions,
         projected_dim=projected,
         activation=activation,
-        prefix="visual." if open_clip else "",
     )
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib_ipadapter.encoders.clip_vision import VisionEncoder, load_vision_encoder
+from lib_ipadapter.library.detection import inspect_file
 from lib_ipadapter.library.errors import AdapterFileError
 
 from .random_encoders import FileLayout, random_vision_encoder_tensors, save_vision_encoder, vision_encoder_spec
@@ -110,10 +111,18 @@ def test_a_missing_tensor_is_named(tmp_path: Path, layout: FileLayout) -> None:
         load(path, layout)
 
 
-def test_prefixed_names_are_found(tmp_path: Path, file: Path, pixels: torch.Tensor) -> None:
-    path = tmp_path / "wrapped.safetensors"
-    save_vision_encoder(path, {f"clip.{name}": t for name, t in random_vision_encoder_tensors(**SMALL).items()})
-    spec = replace(vision_encoder_spec(**SMALL), prefix="clip.")
+@pytest.mark.parametrize(("name", "prefix"), [("described.safetensors", ""), ("described.bin", "clip.")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_described_file_loads(
+    tmp_path: Path, file: Path, pixels: torch.Tensor, *, layout: FileLayout, name: str, prefix: str
+) -> None:
+    path = tmp_path / name
+    tensors = random_vision_encoder_tensors(**SMALL, layout=layout)
+    save_vision_encoder(path, {prefix + key: tensor for key, tensor in tensors.items()})
+    spec = inspect_file(path).vision_encoder
+    expected = replace(vision_encoder_spec(**SMALL, layout=layout), prefix=prefix)
+    assert spec is not None
+    assert replace(spec, name=expected.name) == expected
     encoder = load_vision_encoder(spec, path, device="cpu", dtype=torch.float32)
     assert torch.equal(encoder(pixels).pooled, load(file)(pixels).pooled)
 
