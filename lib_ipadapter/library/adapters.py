@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from . import ties
 from .attention_ids import cross_attention_ids
+from .catalogue import KnownFile
 from .projectors import Projector, describe_projector
 from .rows import RELATIVES
 from .spec import LAYER_COUNTS, AdapterSpec, Base, Kind, TensorInfo
@@ -207,6 +208,9 @@ def _assemble(evidence: Evidence, attention: Attention, projector: Projector) ->
         variant = "full-face"
     elif kind == "faceid_portrait" and re.search(r"v1\.?1", evidence.path.stem.lower()):
         variant = "v11"
+    known = _published(evidence, kind)
+    if known is not None and rule != "override":
+        variant, rule = known.variant, "sha256"
     return AdapterSpec(
         kind=kind,
         variant=variant,
@@ -236,12 +240,15 @@ def _as_kind(text: str) -> Kind:
     return kinds[text]
 
 
-def _plain_variant(evidence: Evidence, base: Base, encoders: tuple[str, ...]) -> str:
-    """The word for a plain adapter: the known file's of this sha256, else from its name, else from its encoder."""
+def _published(evidence: Evidence, kind: Kind) -> KnownFile | None:
+    """The published file of the given sha256, where it is of this kind."""
     digest = evidence.sha256.lower()
-    for known in evidence.known:
-        if digest and len(known.sha256) == 64 and digest == known.sha256 and known.kind == "base":
-            return known.variant
+    rows = (known for known in evidence.known if known.kind == kind and len(known.sha256) >= 8)
+    return next((known for known in rows if digest and digest.startswith(known.sha256)), None)
+
+
+def _plain_variant(evidence: Evidence, base: Base, encoders: tuple[str, ...]) -> str:
+    """The word for a plain adapter, from its name or else from its encoder: nothing else depends on it."""
     stem = evidence.path.stem.lower()
     for word, pattern in _PLAIN_NAMES:
         if re.search(pattern, stem):

@@ -249,12 +249,23 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-def pickled_tensor(key: str, dtype: str, numel: int, offset: int, shape: tuple[int, ...]) -> bytes:
-    """The instructions that `torch.save` writes for one tensor."""
+def pickled_tensor(
+    key: str, dtype: str, numel: int, offset: int, shape: tuple[int, ...], memo: dict[bytes, int] | None = None
+) -> bytes:
+    """The instructions that `torch.save` writes for one tensor; `memo` lets tensors of one file share parts."""
+    memo = {} if memo is None else memo
     storage = b"ctorch\n" + STORAGES[dtype].encode() + b"\n"
     record = b"(" + _text("storage") + storage + _text(key) + _text("cpu") + _number(numel) + b"tQ"
-    arguments = b"(" + record + _number(offset) + _numbers(shape) + _numbers(_strides(shape))
-    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"\x89ccollections\nOrderedDict\n)RtR"
+    rebuild = _shared(b"ctorch._utils\n_rebuild_tensor_v2\n", memo)
+    arguments = b"(" + _shared(record, memo) + _number(offset) + _numbers(shape) + _numbers(_strides(shape))
+    return rebuild + arguments + b"\x89" + _shared(b"ccollections\nOrderedDict\n", memo) + b")RtR"
+
+
+def _shared(instructions: bytes, memo: dict[bytes, int]) -> bytes:
+    if instructions in memo:
+        return b"j" + struct.pack("<I", memo[instructions])
+    memo[instructions] = len(memo)
+    return instructions + b"r" + struct.pack("<I", memo[instructions])
 
 
 def pickled_dict(items: Mapping[str, object]) -> bytes:
@@ -280,13 +291,14 @@ def write_torch(
         total[dtype] = total.get(dtype, 0) + _count(shape)
     at = dict.fromkeys(total, 0)
     keys = {dtype: str(number) for number, dtype in enumerate(total)}
+    memo: dict[bytes, int] = {}
     for number, (name, (dtype, shape)) in enumerate(shapes.items()):
         if flat_storage:
-            leaves[name] = pickled_tensor(keys[dtype], dtype, total[dtype], at[dtype], shape)
+            leaves[name] = pickled_tensor(keys[dtype], dtype, total[dtype], at[dtype], shape, memo)
             at[dtype] += _count(shape)
             storages[keys[dtype]] = total[dtype] * BYTES[dtype]
         else:
-            leaves[name] = pickled_tensor(str(number), dtype, _count(shape), 0, shape)
+            leaves[name] = pickled_tensor(str(number), dtype, _count(shape), 0, shape, memo)
             storages[str(number)] = _count(shape) * BYTES[dtype]
     top: dict[str, object] = dict(leaves)
     if nested:
