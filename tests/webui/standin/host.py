@@ -73,7 +73,8 @@ class StandIn:
         self.app = self._gradio_app() if not shared.cmd_opts.nowebui else FastAPI()
         self.api = Api(self.app, queue_lock)
         script_callbacks.app_started_callback(self.demo, self.app)
-        self._client = None
+        if self._server is not None:
+            self._start_queue()
 
     def _gradio_app(self):
         import gradio as gr
@@ -96,12 +97,20 @@ class StandIn:
 
     @property
     def client(self):
-        """An HTTP client on the app, without a server."""
-        if self._client is None:
-            from fastapi.testclient import TestClient
+        """An HTTP client of this host; the server starts with its first use."""
+        import httpx
 
-            self._client = TestClient(self.app, raise_server_exceptions=False)
+        if self._client is None:
+            self._client = httpx.Client(base_url=self.serve(), timeout=600, trust_env=False, auth=self.auth)
         return self._client
+
+    @property
+    def auth(self) -> tuple[str, str] | None:
+        """User and password of `--api-auth`, if it was given."""
+        from modules import shared
+
+        given = shared.cmd_opts.api_auth
+        return tuple(given.split(",")[0].split(":", 1)) if given else None
 
     def post(self, route: str, payload: dict[str, Any]):
         """POST to `/sdapi/v1/<route>`; returns the response."""
@@ -130,20 +139,35 @@ class StandIn:
 
     def serve(self, port: int = 0) -> str:
         """Serve on 127.0.0.1 in a thread; returns the address."""
-        import uvicorn
-
         if self._server is None:
+            import uvicorn
+
             listener = socket.socket()
             listener.bind(("127.0.0.1", port))
             self.server_port = listener.getsockname()[1]
-            self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
+            # The app changes with Reload UI, the server stays.
+            config = uvicorn.Config(self._answer, log_level="warning", lifespan="off", interface="asgi3")
+            self._server = uvicorn.Server(config)
             threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True).start()
             while not self._server.started:
                 time.sleep(0.02)
+            self._start_queue()
         return f"http://127.0.0.1:{self.server_port}"
+
+    async def _answer(self, scope, receive, send) -> None:
+        await self.app(scope, receive, send)
+
+    def _start_queue(self) -> None:
+        """Gradio starts its queue in the server's event loop, at a request for this route."""
+        import httpx
+
+        httpx.get(f"http://127.0.0.1:{self.server_port}/startup-events", trust_env=False, timeout=60)
 
     def stop_serving(self) -> None:
         """End the server's thread."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         if self._server is not None:
             self._server.should_exit = True
             self._server = None

@@ -7,6 +7,7 @@ import warnings
 
 import gradio as gr
 from modules import script_callbacks, scripts
+
 from tests.webui.standin import launching
 
 

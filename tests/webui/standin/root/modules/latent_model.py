@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from modules import devices, prompt_parser, sd_unet
 from modules.toy_vae import ToyVAE
+
 from tests.webui.standin.nets import UNetShape, build_unet
 
 
@@ -92,7 +93,7 @@ class LatentModel(torch.nn.Module):
         if not self.is_sdxl:
             return context
         names = [f"{text}|{prompts.width}x{prompts.height}" for text in prompts]
-        pooled = prompt_parser.encode_batch(names, self.shape.adm)[:, 1:-1].mean(dim=1)
+        pooled = prompt_parser.encode_batch(names, self.shape.label_dim)[:, 1:-1].mean(dim=1)
         return {"crossattn": context, "vector": pooled.to(devices.device)}
 
     def apply_model(self, x, t, cond: dict):

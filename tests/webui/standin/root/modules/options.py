@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import gradio as gr
-
 from modules import errors
 
 

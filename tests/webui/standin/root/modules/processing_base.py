@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from modules import extra_networks, prompt_parser, sd_samplers, shared
 from modules.shared import opts
+
 from tests.webui.standin import launching
 
 

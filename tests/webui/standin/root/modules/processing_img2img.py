@@ -13,6 +13,7 @@ from modules.script_base import MaskBlendArgs
 from modules.shared import opts
 from modules.vae_io import images_tensor_to_samples, to_pixels
 from PIL import Image, ImageOps
+
 from tests.webui.standin import launching
 
 

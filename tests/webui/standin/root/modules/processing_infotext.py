@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from modules import errors, infotext_text
+from modules.launch_utils import git_tag
 from modules.shared import opts
-from tests.webui.standin import launching
+
 
 
 def create_infotext(p, all_prompts, all_seeds, all_subseeds, comments=None, iteration=0, position_in_batch=0,
@@ -29,7 +30,7 @@ def create_infotext(p, all_prompts, all_seeds, all_subseeds, comments=None, iter
         "Model": p.sd_model_name if opts.add_model_name_to_info else None,
         "Denoising strength": p.extra_generation_params.get("Denoising strength"),
         **p.extra_generation_params,
-        "Version": ("f2.0-standin" if launching.is_forge() else "v1.10.1") if opts.add_version_to_infotext else None,
+        "Version": git_tag() if opts.add_version_to_infotext else None,
     }
     known = {"p": p, "index": index, "prompt_text": prompt_text, "negative_prompt": negative_prompt,
              "all_prompts": all_prompts, "all_seeds": all_seeds, "generation_params": params}

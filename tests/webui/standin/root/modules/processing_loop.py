@@ -16,6 +16,7 @@ from modules.script_base import (
 from modules.shared import opts, state
 from modules.vae_io import decode_latent_batch, to_image
 from PIL import Image
+
 from tests.webui.standin import launching
 
 

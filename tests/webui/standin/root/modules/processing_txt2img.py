@@ -10,6 +10,7 @@ from modules import devices, extra_networks, images, rng, sd_models, sd_samplers
 from modules.processing_base import StableDiffusionProcessing
 from modules.shared import state
 from modules.vae_io import decode_latent_batch, images_tensor_to_samples, to_image, to_pixels
+
 from tests.webui.standin import launching
 
 

@@ -8,6 +8,7 @@ import gradio as gr
 from modules import errors
 from modules.api.models import ScriptArg, ScriptInfo
 from modules.script_base import AlwaysVisible, Script
+
 from tests.webui.standin import launching
 
 

@@ -19,6 +19,7 @@ from modules.script_base import (
     Script,
 )
 from modules.script_runner import ScriptRunner, wrap_call
+
 from tests.webui.standin import launching
 
 __all__ = ["AlwaysVisible", "MaskBlendArgs", "OnComponent", "PostProcessMaskOverlayArgs", "PostSampleArgs",

@@ -10,6 +10,7 @@ from modules.latent_model import LatentModel
 from modules.paths_internal import models_path
 from safetensors import safe_open
 from safetensors.torch import load_file
+
 from tests.webui.standin import launching
 from tests.webui.standin.nets import PREFIX, read_shape
 
@@ -126,7 +127,7 @@ def read_state_dict(checkpoint_file, *_ignored, **_also_ignored):
 def _shape_of(info: CheckpointInfo):
     with safe_open(info.filename, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        return read_shape(shapes, file.metadata())
+        return read_shape(shapes)
 
 
 def _load_weights(model, info: CheckpointInfo) -> None:

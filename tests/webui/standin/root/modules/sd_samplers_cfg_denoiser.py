@@ -20,6 +20,7 @@ from modules.script_callbacks import (
 )
 from modules.sd_samplers_common import InterruptedException, apply_refiner, catenate_conds, store_latent, subscript_cond
 from modules.shared import opts, state
+
 from tests.webui.standin import launching
 
 

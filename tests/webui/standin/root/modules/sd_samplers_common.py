@@ -19,7 +19,7 @@ class SamplerData(SamplerDataTuple):
         return steps * 2 if self.options.get("second_order") else steps
 
 
-class InterruptedException(BaseException):  # noqa: N818 (the host's own name; not an Exception there either)
+class InterruptedException(BaseException):
     """Raised between two steps when the job was interrupted."""
 
 

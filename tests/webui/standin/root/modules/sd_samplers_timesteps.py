@@ -9,6 +9,7 @@ from modules.latent_model import alphas_cumprod
 from modules.sd_samplers_cfg_denoiser import CFGDenoiser
 from modules.sd_samplers_common import Sampler, SamplerData, setup_img2img_steps
 from modules.shared import opts
+
 from tests.webui.standin import launching
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modules import script_loading
 from modules.paths_internal import data_path, models_path
+
 from tests.webui.standin import launching
 
 parser = argparse.ArgumentParser(prog="standin")

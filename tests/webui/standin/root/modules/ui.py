@@ -16,6 +16,7 @@ from modules.processing import (
 from modules.ui_common import create_refresh_button, plaintext_to_html
 from modules.ui_components import ToolButton
 from modules.ui_loadsave import UiLoadsave
+
 from tests.webui.standin import launching
 
 __all__ = ["create_refresh_button", "create_ui", "plaintext_to_html"]

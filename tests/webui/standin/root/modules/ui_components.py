@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
+
 from tests.webui.standin import launching
 
 

@@ -25,6 +25,7 @@ from modules.processing import (
 )
 from modules.shared import opts
 from PIL import Image, PngImagePlugin
+
 from tests.webui.standin import launching
 
 

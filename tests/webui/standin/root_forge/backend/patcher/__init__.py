@@ -1,0 +1,1 @@
+"""Patchers: nets with what is to be changed while they run."""

@@ -1,0 +1,1 @@
+"""Forge's additions to the host's modules."""

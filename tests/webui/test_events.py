@@ -1,0 +1,180 @@
+"""What the page's listeners answer: uploads, strip, preview, adapter list; errors as sentences."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from lib_ipadapter.library.errors import AdapterNotFoundError, IPAdapterError
+from lib_ipadapter.units.images import ImageStore, digest
+from tests.webui.test_panel import FixedServices
+
+HOSTILE = '<img src=x onerror="alert(1)">'
+
+
+@pytest.fixture
+def page(standin, tmp_path):
+    """Events on services that answer without a host."""
+    from lib_ipadapter.webui.events import Events
+
+    services = FixedServices(ImageStore(tmp_path / "store", 10**7))
+    return SimpleNamespace(events=Events(services), services=services, folder=tmp_path)
+
+
+def write_picture(folder, name: str, color=(200, 10, 10), size=(32, 16)) -> str:
+    Image.new("RGB", size, color).save(folder / name)
+    return str(folder / name)
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"<[^>]+>", " ", html).strip()
+
+
+def images_in(html: str) -> list[Image.Image]:
+    uris = re.findall(r'src="data:image/\w+;base64,([^"]+)"', html)
+    return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
+
+
+def test_uploads_join_the_references_and_leave_the_upload_empty(page):
+    a, b = write_picture(page.folder, "a.png"), write_picture(page.folder, "b.jpg", (1, 2, 3))
+    emptied, references, message = page.events.add_uploads([a], "")
+    assert emptied is None
+    assert text_of(message) == ""
+    _, references, _ = page.events.add_uploads([b], references)
+    stored = json.loads(references)
+    assert [page.services._store.get(one) for one in stored] == [open(a, "rb").read(), open(b, "rb").read()]
+
+
+def test_the_same_picture_twice_is_one_reference(page):
+    a = write_picture(page.folder, "a.png")
+    _, references, _ = page.events.add_uploads([a, a], "")
+    assert len(json.loads(page.events.add_uploads([a], references)[1])) == 1
+
+
+def test_a_wrong_file_is_named_and_the_others_stay(page):
+    wrong = page.folder / "notes.txt"
+    wrong.write_text(HOSTILE, encoding="utf-8")
+    _, references, message = page.events.add_uploads([str(wrong), write_picture(page.folder, "a.png")], "")
+    assert len(json.loads(references)) == 1
+    assert "notes.txt is not a picture" in text_of(message)
+
+
+def test_too_many_pictures_leave_the_unit_as_it_was(page):
+    known = json.dumps([f"sha256:{number:064x}" for number in range(64)])
+    _, references, message = page.events.add_uploads([write_picture(page.folder, "a.png")], known)
+    assert json.loads(references) == json.loads(known)
+    assert "at most 64" in text_of(message)
+
+
+@pytest.mark.parametrize("why", ["inline", "store off"])
+def test_references_travel_as_data_uris_where_ids_would_not_do(page, tmp_path, why):
+    from lib_ipadapter.webui.events import Events
+
+    services = FixedServices(ImageStore(tmp_path / "off", 0 if why == "store off" else 10**7), inline=why == "inline")
+    path = write_picture(page.folder, "a.jpg")
+    _, references, _ = Events(services).add_uploads([path], "")
+    (uri,) = json.loads(references)
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert base64.b64decode(uri.partition(",")[2]) == open(path, "rb").read()
+    assert not (tmp_path / "off").exists()
+    assert len(images_in(Events(services).draw_strip(1, references))) == 1
+
+
+def test_the_strip_shows_a_thumbnail_and_a_button_for_each(page):
+    paths = [write_picture(page.folder, "a.png", size=(400, 200)), write_picture(page.folder, "b.png", (1, 2, 3))]
+    html = page.events.draw_strip(2, page.events.add_uploads(paths, "")[1])
+    assert [image.size for image in images_in(html)] == [(192, 96), (32, 16)]
+    assert html.count("ipadapter-remove") == 2
+    assert 'aria-label="Remove reference 2"' in html
+    assert 'aria-label="References of unit 2"' in html
+
+
+def test_a_reference_that_is_gone_is_told_of_and_can_be_removed(page):
+    html = page.events.draw_strip(1, json.dumps(["sha256:" + "d" * 64]))
+    assert "add the picture again" in text_of(html)
+    assert html.count("ipadapter-remove") == 1
+    assert page.events.draw_preview(json.dumps(["sha256:" + "d" * 64]), "Centre", "auto", "Image") == (
+        page.events.draw_preview("", "Centre", "auto", "Image")
+    )
+
+
+@pytest.mark.parametrize(
+    "references", [HOSTILE, json.dumps([HOSTILE]), "[1", json.dumps(["data:image/png," + HOSTILE])]
+)
+def test_no_markup_from_outside_reaches_the_page(page, references):
+    for html in (
+        page.events.draw_strip(1, references),
+        page.events.draw_preview(references, "Centre", "auto", "Image"),
+    ):
+        assert "<img src=x" not in html
+    assert "ipadapter-error" in page.events.draw_strip(1, references)
+
+
+def test_the_preview_is_what_the_encoder_gets_pixel_for_pixel(page):
+    noise = Image.effect_noise((112, 112), 80).convert("RGB")
+    page.services.preview = lambda *_: [noise, noise.rotate(90)]
+    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    shown = images_in(page.events.draw_preview(references, "Stretch", "auto", "Image"))
+    assert [image.convert("RGB").tobytes() for image in shown] == [noise.tobytes(), noise.rotate(90).tobytes()]
+
+
+def test_the_preview_gets_values_and_not_labels(page):
+    asked: list[tuple[object, ...]] = []
+    page.services.preview = lambda *args: asked.append(args) or []
+    data = write_picture(page.folder, "a.png")
+    references = page.events.add_uploads([data], "")[1]
+    page.events.draw_preview(references, "Tiles", "", "Style + composition")
+    assert asked == [([digest(open(data, "rb").read())], "tiles", "auto", "style_composition")]
+
+
+def test_the_adapter_list_starts_with_auto_and_keeps_what_is_chosen(page):
+    updates = page.events.list_adapters("auto", "gone.safetensors", "Image", "Style")
+    assert updates[0]["choices"] == ["auto", "ip-adapter_sd15", "ip-adapter-plus_sd15"]
+    assert updates[1]["choices"][-1] == "gone.safetensors"
+    assert [text_of(line) for line in updates[2:]] == ["auto for image", "gone.safetensors for style"]
+    assert "refresh_models" not in page.services.asked
+    page.events.refresh("auto", "Image")
+    assert "refresh_models" in page.services.asked
+
+
+@pytest.mark.parametrize("method", ["adapter_names", "explain", "refresh_models", "preview"])
+def test_a_named_error_becomes_its_sentence(page, method):
+    def fail(*_):
+        raise AdapterNotFoundError(f"Nothing in {HOSTILE}; put a file there.")
+
+    setattr(page.services, method, fail)
+    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    answers = {
+        "adapter_names": lambda: page.events.list_adapters("auto", "Image")[-1],
+        "explain": lambda: page.events.explain("auto", "Image"),
+        "refresh_models": lambda: page.events.refresh("auto", "Image")[-1],
+        "preview": lambda: page.events.draw_preview(references, "Centre", "auto", "Image"),
+    }
+    html = answers[method]()
+    assert "ipadapter-error" in html
+    assert "put a file there" in html
+    assert "<img src=x" not in html
+
+
+def test_an_error_that_is_not_ours_is_not_hidden(page):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    page.services.explain = fail
+    with pytest.raises(ZeroDivisionError):
+        page.events.explain("auto", "Image")
+    assert not issubclass(ZeroDivisionError, IPAdapterError)
+
+
+def test_deleting_the_store_says_how_many_and_redraws(page):
+    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    notice, first, second = page.events.delete_stored(references, "")
+    assert text_of(notice) == "1 stored reference picture deleted."
+    assert "not found" in first
+    assert "not found" not in second

@@ -1,0 +1,165 @@
+"""The accordion as the host gets it: its inputs, its names, its independence of how often it is built."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from lib_ipadapter.units.fields import FIELDS, IMAGES
+from lib_ipadapter.units.images import ImageStore
+from lib_ipadapter.units.unit import Unit, page_values, parse_args
+
+UNITS = 3
+
+
+class FixedServices:
+    """Services that answer without a host; `asked` lists what the page asked for."""
+
+    def __init__(self, store: ImageStore, inline: bool = False) -> None:
+        self._store, self._inline = store, inline
+        self.asked: list[str] = []
+
+    def store(self) -> ImageStore:
+        self.asked.append("store")
+        return self._store
+
+    def inline_references(self) -> bool:
+        return self._inline
+
+    def adapter_names(self) -> list[tuple[str, str]]:
+        self.asked.append("adapter_names")
+        return [("ip-adapter_sd15", "base"), ("ip-adapter-plus_sd15", "plus")]
+
+    def refresh_models(self) -> None:
+        self.asked.append("refresh_models")
+
+    def explain(self, adapter: str, intent: str) -> str:
+        self.asked.append("explain")
+        return f"{adapter} for {intent}"
+
+    def preview(self, references, crop: str, adapter: str, intent: str) -> list[Image.Image]:
+        self.asked.append("preview")
+        return [Image.new("RGB", (8, 8), (10, 20, number)) for number, _ in enumerate(references)]
+
+    def host_notice(self) -> str:
+        return "This host is <too> old."
+
+
+@pytest.fixture
+def services(tmp_path):
+    return FixedServices(ImageStore(tmp_path / "store", 10**7))
+
+
+@pytest.fixture
+def build(standin, services):
+    """Build a panel in a page of its own."""
+    import gradio as gr
+
+    from lib_ipadapter.webui.panel import build_panel
+
+    def build(tab: str = "txt2img", max_units: int = UNITS):
+        with gr.Blocks(analytics_enabled=False):
+            return build_panel(tab=tab, max_units=max_units, services=services)
+
+    return build
+
+
+def values_of(panel) -> list[object]:
+    return [component.value for component in panel.inputs]
+
+
+def test_inputs_are_the_switch_and_every_field_of_every_unit_in_order(build):
+    panel = build()
+    ids = [component.elem_id for component in panel.inputs[1:]]
+    assert ids == [f"txt2img_ipadapter_unit{unit}_{spec.name}" for unit in range(1, UNITS + 1) for spec in FIELDS]
+    assert len(panel.inputs) == 1 + UNITS * len(FIELDS)
+
+
+def test_untouched_values_mean_off_and_the_default_unit(build):
+    values = values_of(build())
+    assert values[0] is False
+    assert parse_args(values, UNITS).numbered == ()
+    assert parse_args([True, *values[1:]], UNITS).units == (Unit(),) * UNITS
+
+
+def test_values_are_json_scalars(build):
+    assert all(isinstance(value, (bool, int, float, str)) for value in values_of(build()))
+    json.dumps(values_of(build()))
+
+
+def test_sliders_and_lists_offer_what_the_field_accepts(build):
+    components = dict(zip([spec.name for spec in FIELDS], build().inputs[1:], strict=False))
+    for spec in FIELDS:
+        component = components[spec.name]
+        if spec.kind == "number":
+            assert (component.minimum, component.maximum, component.step) == (spec.minimum, spec.maximum, spec.step)
+        if spec.kind == "choice":
+            labels = [choice if isinstance(choice, str) else choice[0] for choice in component.choices]
+            assert [spec.parse(label) for label in labels] == [value for value, _ in spec.choices]
+
+
+def test_building_asks_nothing_and_keeps_nothing(build, services):
+    first, second = build(), build()
+    assert services.asked == []
+    assert not set(map(id, first.inputs)) & set(map(id, second.inputs))
+    assert values_of(first) == values_of(second)
+
+
+def test_tabs_name_the_same_fields_alike(build):
+    txt2img, img2img = build("txt2img"), build("img2img")
+    sent = [name for _, name in txt2img.infotext_fields if name in txt2img.paste_field_names]
+    received = [name for _, name in img2img.infotext_fields if name in txt2img.paste_field_names]
+    assert sent == received
+    assert len(sent) == len(txt2img.inputs)
+    assert not set(txt2img.paste_field_names) & {"Prompt", "Steps"}
+
+
+def test_nothing_is_frozen_in_the_hosts_list_of_defaults(build):
+    assert all(component.do_not_save_to_config for component in build().inputs[1:])
+
+
+def test_an_adapter_outside_the_list_survives_the_page(build):
+    adapter = next(one for one in build().inputs if (one.elem_id or "").endswith("unit1_adapter"))
+    assert adapter.preprocess("pasted <name>, elsewhere") == "pasted <name>, elsewhere"
+    assert adapter.allow_custom_value
+
+
+def test_pasted_units_come_back_through_the_page(build):
+    from lib_ipadapter.units.infotext import infotext_key, unit_to_infotext
+
+    panel = build()
+    units = {
+        1: Unit(weight=0.35, adapter='odd "name", with: signs', crop="pad", images=("sha256:" + "a" * 64,)),
+        3: Unit(intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,)),
+    }
+    params = {infotext_key(number): unit_to_infotext(unit, unit.images, {}) for number, unit in units.items()}
+    values = []
+    pastes = {id(component): paste for component, paste in panel.infotext_fields}
+    for component in panel.inputs:
+        pasted = pastes[id(component)](params)
+        # As the host does it: nothing for None, else through the type of the component's value.
+        values.append(component.value if pasted is None else type(component.value)(pasted))
+    assert dict(parse_args(values, UNITS).numbered) == units
+    assert not parse_args(values, UNITS).units[1].enabled
+
+
+def test_an_infotext_without_us_switches_off_and_touches_no_unit(build):
+    pasted = [paste({"Steps": "20"}) for _, paste in build().infotext_fields]
+    assert pasted[0] is False
+    assert all(value is None for value in pasted[1:-1])
+
+
+def test_what_cannot_be_pasted_is_said(build):
+    note = build(max_units=1).infotext_fields[-1][1]
+    sentence = note({"IP-Adapter unit 1": '{"weight":99}', "IP-Adapter unit 4": "{}"})
+    assert "weight is 99" in sentence
+    assert "used unit 4, and this page has 1" in sentence
+    assert "<b>" not in note({"IP-Adapter unit 1": '{"<b>":1}'})
+
+
+def test_page_values_fit_the_inputs(build):
+    unit = Unit(images=("sha256:" + "c" * 64,))
+    assert len(page_values([unit], UNITS)) == len(build().inputs)
+    assert IMAGES.parse(page_values([unit], UNITS)[1 + [spec.name for spec in FIELDS].index("images")]) == unit.images
