@@ -30,7 +30,7 @@ def accordion(label: str, elem_id: str) -> Any:
 
 def tool_button(symbol: str, elem_id: str, tooltip: str) -> Any:
     """The host's small square button."""
-    return ToolButton(value=symbol, elem_id=elem_id, tooltip=tooltip)
+    return with_tooltip(ToolButton(value=symbol, elem_id=elem_id), tooltip)
 
 
 def keep_out_of_ui_config(component: Component) -> Component:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -48,7 +49,7 @@ def test_uploads_join_the_references_and_leave_the_upload_empty(page):
     assert text_of(message) == ""
     _, references, _ = page.events.add_uploads([b], references)
     stored = json.loads(references)
-    assert [page.services._store.get(one) for one in stored] == [open(a, "rb").read(), open(b, "rb").read()]
+    assert [page.services._store.get(one) for one in stored] == [Path(a).read_bytes(), Path(b).read_bytes()]
 
 
 def test_the_same_picture_twice_is_one_reference(page):
@@ -81,7 +82,7 @@ def test_references_travel_as_data_uris_where_ids_would_not_do(page, tmp_path, w
     _, references, _ = Events(services).add_uploads([path], "")
     (uri,) = json.loads(references)
     assert uri.startswith("data:image/jpeg;base64,")
-    assert base64.b64decode(uri.partition(",")[2]) == open(path, "rb").read()
+    assert base64.b64decode(uri.partition(",")[2]) == Path(path).read_bytes()
     assert not (tmp_path / "off").exists()
     assert len(images_in(Events(services).draw_strip(1, references))) == 1
 
@@ -130,7 +131,7 @@ def test_the_preview_gets_values_and_not_labels(page):
     data = write_picture(page.folder, "a.png")
     references = page.events.add_uploads([data], "")[1]
     page.events.draw_preview(references, "Tiles", "", "Style + composition")
-    assert asked == [([digest(open(data, "rb").read())], "tiles", "auto", "style_composition")]
+    assert asked == [([digest(Path(data).read_bytes())], "tiles", "auto", "style_composition")]
 
 
 def test_the_adapter_list_starts_with_auto_and_keeps_what_is_chosen(page):
