@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from ldm.modules import attention as ldm_attention
 from ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequential, UNetModel
+from ldm.modules.diffusionmodules.util import GroupNorm32
 from torch import Tensor, nn
 
 SDXL_DEPTHS = {2: 2, 4: 10}
@@ -155,3 +156,16 @@ def _speaking(build: Any, seed: int) -> Any:
             if parameter.ndim > 1 and not parameter.any():
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return unet
+
+
+def cast_unet(unet: UNetModel, dtype: torch.dtype) -> UNetModel:
+    """Run the whole UNet in half precision, as the hosts do; ldm alone keeps norms and time embedding in float32.
+
+    Its attention has to be replaced too (`tests.attention_forwards`): ldm's own mixes precisions.
+    """
+    for module in unet.modules():
+        if isinstance(module, GroupNorm32):
+            module.__class__ = nn.GroupNorm
+    unet.time_embed.register_forward_pre_hook(lambda _module, args: (args[0].to(dtype),))
+    unet.dtype = dtype
+    return unet.to(dtype)
