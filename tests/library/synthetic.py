@@ -304,8 +304,11 @@ def write_torch(
     if nested:
         top = {}
         for name, leaf in leaves.items():
-            group, _, rest = name.partition(".")
-            top.setdefault(group, {})[rest] = leaf  # type: ignore[index]
+            group, dot, rest = name.partition(".")
+            if dot:
+                top.setdefault(group, {})[rest] = leaf  # type: ignore[index]
+            else:
+                top[name] = leaf
     return write_zip(path, b"\x80\x02" + pickled_dict(top) + b".", storages, size=size)
 
 
