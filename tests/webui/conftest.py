@@ -7,25 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from tests.webui.toys import record as toy_record
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+CHECKPOINTS = ("sd15", "sd15-inpainting", "sd15-instruct-pix2pix", "sd21", "sdxl")
 TOYS = Path(__file__).resolve().parent / "toys"
 
 
 @pytest.fixture(scope="session")
 def host_extensions() -> list[Path]:
     """Extensions of the session's host, in load order: the toy scripts, then this repository."""
-    return [TOYS, REPOSITORY]
+    return [TOYS / "broken", TOYS / "recorder", REPOSITORY]
 
 
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory: pytest.TempPathFactory, host_extensions: list[Path]) -> Iterator[object]:
-    """The session's host with one checkpoint of each SD1.5 kind."""
+    """The session's host with a checkpoint of each kind; it starts with `sd15`."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     pytest.importorskip("ldm", reason="the ldm UNet (stable-diffusion-sdkit) is not installed")
     from tests.webui.standin import StandIn
 
-    host = StandIn(extensions=host_extensions, data_dir=tmp_path_factory.mktemp("host"),
-                   checkpoints=("sd15", "sd15-inpainting", "sd15-instruct-pix2pix"))
+    host = StandIn(extensions=host_extensions, data_dir=tmp_path_factory.mktemp("host"), checkpoints=CHECKPOINTS)
     yield host
     host.stop_serving()
 
@@ -33,12 +35,20 @@ def standin(tmp_path_factory: pytest.TempPathFactory, host_extensions: list[Path
 @pytest.fixture
 def clean_host(standin):
     """The host with its settings, scripts' records and reports as they were at the start of the session."""
-    from modules import sd_unet, shared
+    from modules import sd_models, sd_unet, shared
 
     before = dict(shared.opts.data)
     standin.reports.clear()
+    toy_record.clear()
     yield standin
     shared.opts.data.clear()
     shared.opts.data.update(before)
     sd_unet.current_unet = None
+    sd_models.reload_model_weights()
     standin.reports.clear()
+
+
+@pytest.fixture
+def record(clean_host) -> toy_record.Record:
+    """What the toy extension saw in this test."""
+    return toy_record.record

@@ -36,6 +36,7 @@ class StandIn:
         self.launch = launching.Launch(self.flavour, self.data_dir, [Path(e).resolve() for e in extensions],
                                        [str(a) for a in argv])
         launching.begin(self.launch)
+        self.first_checkpoint = checkpoints[0] if checkpoints else ""
         self.add_checkpoints(*checkpoints)
         self.server_port: int | None = None
         self._server = None
@@ -65,6 +66,9 @@ class StandIn:
 
         extensions.list_extensions()
         sd_models.list_models()
+        if shared.opts.sd_model_checkpoint is None:
+            first = sd_models.checkpoint_aliases.get(f"{self.first_checkpoint}.safetensors")
+            shared.opts.sd_model_checkpoint = first.title if first else None
         scripts.load_scripts()
         script_callbacks.ui_settings_callback()
         self.demo = ui.create_ui()
@@ -115,6 +119,14 @@ class StandIn:
     def post(self, route: str, payload: dict[str, Any]):
         """POST to `/sdapi/v1/<route>`; returns the response."""
         return self.client.post(f"/sdapi/v1/{route}", json=payload)
+
+    def select(self, kind: str) -> None:
+        """Make the checkpoint of that kind the setting's; the next job loads it."""
+        from modules import sd_models, shared
+
+        self.add_checkpoints(kind)
+        sd_models.list_models()
+        shared.opts.sd_model_checkpoint = sd_models.checkpoint_aliases[f"{kind}.safetensors"].title
 
     def txt2img(self, **payload) -> Result:
         """A txt2img job; `DEFAULTS` for what is left out. Raises: RuntimeError unless the answer is 200."""

@@ -1,0 +1,1 @@
+"""Small extensions that the stand-in host is tested with."""
