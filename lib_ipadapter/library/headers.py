@@ -165,7 +165,7 @@ def _checked(document: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
         except (TypeError, KeyError, ValueError) as error:
             raise AdapterFileError(f"The record of {name[:100]} in the header is incomplete: damaged.") from error
         numbers = (begin, end, *shape)
-        if not isinstance(dtype, str) or len(shape) > 16 or not all(type(n) is int for n in numbers):
+        if not isinstance(dtype, str) or len(shape) > 16 or set(map(type, numbers)) != {int}:
             raise AdapterFileError(f"The record of {name[:100]} in the header makes no sense: the file is damaged.")
         if min(numbers) < 0 or end < begin:
             raise AdapterFileError(f"{name[:100]} lies at bytes {begin} to {end}: the file is damaged.")
@@ -226,7 +226,7 @@ def _pickled(data: bytes, lenient: bool) -> tuple[dict[str, TensorInfo], dict[st
         tensors, storages = read_pickle(data, lenient=lenient)
     except EOFError as error:
         raise AdapterFileError("The list of tensors in the file is cut off: damaged, download it again.") from error
-    return {name: tensor.info for name, tensor in tensors.items()}, storages
+    return tensors, storages
 
 
 def _describe_cut(file: BinaryIO, size: int) -> str:

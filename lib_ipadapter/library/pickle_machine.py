@@ -21,40 +21,70 @@ class OpaqueValue:
 
 
 OPAQUE = OpaqueValue()
-_MARK = object()
-_INT2, _INT4, _SINT4, _INT8, _FLOAT8 = (struct.Struct(f) for f in ("<H", "<I", "<i", "<Q", ">d"))
+_INT2, _INT4, _SINT4, _INT8, _FLOAT8 = (struct.Struct(form) for form in ("<H", "<I", "<i", "<Q", ">d"))
 
 
 class PickleMachine:
     """A stack machine for the instructions of protocol 2 that torch writes, and their later short forms.
 
-    `lenient` turns what it would refuse into OPAQUE. Subclasses say what globals, calls and persistent ids mean."""
+    `lenient` turns what it would refuse into OPAQUE. Subclasses say what globals, calls and persistent ids mean.
+    """
 
     def __init__(self, data: bytes, *, lenient: bool) -> None:
-        self.data = data
+        # Padded, so that an operand cut off at the end reads zeros and the next step finds the end.
+        self.data = data + bytes(8)
+        self.end = len(data)
         self.at = 0
         self.stack: list[Any] = []
+        self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.lenient = lenient
 
     def run(self) -> Any:
-        """Run to the end and give the object on top. Raises: EOFError when cut off, AdapterFileError."""
-        data, end = self.data, len(self.data)
-        handlers = _HANDLERS
+        """Run to the end and give the object on top. Raises: EOFError when cut off, AdapterFileError.
+
+        The instructions that make up most of a list of tensors are handled in the loop itself: a file of a thousand
+        tensors has eighty thousand of them.
+        """
+        data, stack, marks, memo, handlers = self.data, self.stack, self.marks, self.memo, _HANDLERS
+        push, end, at = stack.append, self.end, self.at
         for _ in range(MAX_INSTRUCTIONS):
-            if self.at >= end:
+            if at >= end:
                 raise EOFError
-            code = data[self.at]
-            self.at += 1
-            if code == 0x2E:  # STOP
-                return self.stack.pop()
-            handler = handlers[code]
-            if handler is None:
-                raise AdapterFileError(
-                    f"The pickle uses instruction 0x{code:02x}, which torch never writes for weights: "
-                    "refused, use the .safetensors version of the file."
-                )
-            handler(self)
+            code = data[at]
+            at += 1
+            if code == 0x72:  # LONG_BINPUT
+                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
+                at += 4
+            elif code == 0x71:  # BINPUT
+                memo[data[at]] = stack[-1]
+                at += 1
+            elif code == 0x4B:  # BININT1
+                push(data[at])
+                at += 1
+            elif code == 0x68:  # BINGET
+                push(memo[data[at]])
+                at += 1
+            elif code == 0x6A:  # LONG_BINGET
+                push(memo[int.from_bytes(data[at : at + 4], "little")])
+                at += 4
+            elif code == 0x28:  # MARK
+                marks.append(len(stack))
+            elif code == 0x74:  # TUPLE
+                mark = marks.pop()
+                stack[mark:] = [tuple(stack[mark:])]
+            elif code == 0x2E:  # STOP
+                return stack.pop()
+            else:
+                self.at = at
+                handler = handlers[code]
+                if handler is None:
+                    raise AdapterFileError(
+                        f"The pickle uses instruction 0x{code:02x}, which torch never writes for weights: "
+                        "refused, use the .safetensors version of the file."
+                    )
+                handler(self)
+                at = self.at
         raise AdapterFileError(
             f"The pickle runs past {MAX_INSTRUCTIONS} instructions, more than any list of weights: refused."
         )
@@ -63,7 +93,7 @@ class PickleMachine:
     def take(self, count: int) -> bytes:
         start = self.at
         self.at = stop = start + count
-        if stop > len(self.data):
+        if stop > self.end:
             raise EOFError
         return self.data[start:stop]
 
@@ -78,7 +108,7 @@ class PickleMachine:
     def number(self, form: struct.Struct) -> int:
         start = self.at
         self.at = start + form.size
-        if self.at > len(self.data):
+        if self.at > self.end:
             raise EOFError
         return form.unpack_from(self.data, start)[0]
 
@@ -90,14 +120,9 @@ class PickleMachine:
         return self.data[self.at - 1]
 
     def since_mark(self) -> list[Any]:
-        stack = self.stack
-        at = len(stack) - 1
-        while stack[at] is not _MARK:
-            at -= 1
-            if at < 0:
-                raise IndexError
-        items = stack[at + 1 :]
-        del stack[at:]
+        mark = self.marks.pop()
+        items = self.stack[mark:]
+        del self.stack[mark:]
         return items
 
     # -- meaning, by the subclass
@@ -171,24 +196,8 @@ def _tuple_of(count: int) -> Callable[[PickleMachine], None]:
     return handler
 
 
-def _binput(reader: PickleMachine) -> None:
-    reader.memo[reader.byte()] = reader.stack[-1]
-
-
-def _long_binput(reader: PickleMachine) -> None:
-    reader.memo[reader.number(_INT4)] = reader.stack[-1]
-
-
 def _memoize(reader: PickleMachine) -> None:
     reader.memo[len(reader.memo)] = reader.stack[-1]
-
-
-def _binget(reader: PickleMachine) -> None:
-    reader.stack.append(reader.memo[reader.byte()])
-
-
-def _long_binget(reader: PickleMachine) -> None:
-    reader.stack.append(reader.memo[reader.number(_INT4)])
 
 
 def _global(reader: PickleMachine) -> None:
@@ -205,10 +214,6 @@ def _stack_global(reader: PickleMachine) -> None:
 
 def _long1(reader: PickleMachine) -> None:
     reader.stack.append(int.from_bytes(reader.take(reader.byte()), "little", signed=True))
-
-
-def _mark_to_tuple(reader: PickleMachine) -> None:
-    reader.stack.append(tuple(reader.since_mark()))
 
 
 def _mark_to_list(reader: PickleMachine) -> None:
@@ -241,13 +246,10 @@ _HANDLERS: list[Handler | None] = [None] * 256
 for _code, _handler in {
     0x80: lambda r: r.take(1),  # PROTO
     0x95: lambda r: r.take(8),  # FRAME
-    0x28: lambda r: r.stack.append(_MARK),
     0x30: lambda r: r.stack.pop(),
     0x31: lambda r: r.since_mark(),
     0x32: lambda r: r.stack.append(r.stack[-1]),
     0x4A: lambda r: r.stack.append(r.number(_SINT4)),
-    0x4B: lambda r: r.stack.append(r.byte()),
-    0x4D: lambda r: r.stack.append(r.number(_INT2)),
     0x8A: _long1,
     0x47: lambda r: r.stack.append(r.number(_FLOAT8)),
     0x4E: _pushes(lambda: None),
@@ -263,7 +265,7 @@ for _code, _handler in {
     0x29: _pushes(tuple),
     0x5D: _pushes(list),
     0x7D: _pushes(dict),
-    0x74: _mark_to_tuple,
+    0x4D: lambda r: r.stack.append(r.number(_INT2)),
     0x6C: _mark_to_list,
     0x64: _mark_to_dict,
     0x85: _tuple_of(1),
@@ -279,10 +281,6 @@ for _code, _handler in {
     0x81: PickleMachine.reduce,  # NEWOBJ
     0x62: PickleMachine.build,
     0x51: lambda r: r.persistent(),
-    0x71: _binput,
-    0x72: _long_binput,
     0x94: _memoize,
-    0x68: _binget,
-    0x6A: _long_binget,
 }.items():
     _HANDLERS[_code] = _handler

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from .errors import AdapterFileError
@@ -40,6 +39,10 @@ _REBUILD = "torch._utils._rebuild_tensor_v2"
 ALLOWED = (_ORDERED_DICT, _REBUILD, *STORAGES)
 
 
+# Without the shape: a hostile value's repr can be far longer than the file.
+_IMPOSSIBLE = "The pickle has a tensor of an impossible shape: the file is damaged."
+
+
 @dataclass(frozen=True)
 class Storage:
     """A record of the zip that tensors are views of; `numel` counts elements of `width` bytes."""
@@ -48,14 +51,6 @@ class Storage:
     dtype: str
     width: int
     numel: int
-
-
-@dataclass(frozen=True)
-class PickledTensor:
-    """One tensor as `_rebuild_tensor_v2` describes it."""
-
-    info: TensorInfo
-    storage: Storage
 
 
 class _Global:
@@ -125,19 +120,23 @@ def _tensor(arguments: Any) -> Any:
         return OPAQUE
     if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
         raise AdapterFileError("The pickle rebuilds a tensor from something that is not a storage: refused.")
-    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not all(map(_is_count, (offset, *size, *stride))):
-        # Not shown: a hostile value's repr can be far longer than the file.
-        raise AdapterFileError("The pickle has a tensor of an impossible shape: the file is damaged.")
-    last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
-    if 0 not in size and (last >= storage.numel or prod(size) > storage.numel):
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not _is_count(offset):
+        raise AdapterFileError(_IMPOSSIBLE)
+    last, count = offset, 1
+    for extent, step in zip(size, stride, strict=True):
+        if not _is_count(extent) or not _is_count(step):
+            raise AdapterFileError(_IMPOSSIBLE)
+        last += (extent - 1) * step
+        count *= extent
+    if count and (last >= storage.numel or count > storage.numel):
         raise AdapterFileError(
             f"A tensor of shape {list(size)} reaches element {last} of a storage of {storage.numel}: "
             "the file is damaged, download it again."
         )
-    return PickledTensor(TensorInfo(storage.dtype, size), storage)
+    return TensorInfo(storage.dtype, size)
 
 
-def read_pickle(data: bytes, *, lenient: bool = False) -> tuple[dict[str, PickledTensor], dict[str, Storage]]:
+def read_pickle(data: bytes, *, lenient: bool = False) -> tuple[dict[str, TensorInfo], dict[str, Storage]]:
     """Describe the tensors of a torch zip's `data.pkl`: `(flat name -> tensor, storage key -> storage)`.
 
     Nested dicts are flattened with dots. Nothing is imported or called. `lenient` keeps reading past globals that
@@ -154,8 +153,8 @@ def read_pickle(data: bytes, *, lenient: bool = False) -> tuple[dict[str, Pickle
     return _flatten(top), reader.storages
 
 
-def _flatten(top: Any) -> dict[str, PickledTensor]:
-    flat: dict[str, PickledTensor] = {}
+def _flatten(top: Any) -> dict[str, TensorInfo]:
+    flat: dict[str, TensorInfo] = {}
     pending: list[tuple[str, Any, int]] = [("", top, 0)]
     nodes = 0
     while pending:
@@ -171,7 +170,7 @@ def _flatten(top: Any) -> dict[str, PickledTensor]:
             name = f"{prefix}{key}"
             if len(name) > MAX_NAME:
                 raise AdapterFileError(f"The pickle has a tensor name of more than {MAX_NAME} characters: refused.")
-            if isinstance(value, PickledTensor):
+            if isinstance(value, TensorInfo):
                 if name in flat:
                     raise AdapterFileError(f"The pickle names the tensor {name} twice: the file is damaged.")
                 flat[name] = value

@@ -168,12 +168,11 @@ def vision_shapes(
 def lora_shapes(base: str = "SD1", *, rank: int = 128, alpha: bool = False) -> Shapes:
     """The LoRA published beside a FaceID adapter: every attention's q, k, v and out."""
     found: Shapes = {}
-    blocks = (
-        [("down_blocks_1", 2, 2), ("down_blocks_2", 2, 10), ("up_blocks_0", 3, 10), ("up_blocks_1", 3, 2)]
-        if base == "SDXL"
-        else [("down_blocks_0", 2, 1), ("down_blocks_1", 2, 1), ("down_blocks_2", 2, 1)]
-        + [("up_blocks_1", 3, 1), ("up_blocks_2", 3, 1), ("up_blocks_3", 3, 1)]
-    )
+    if base == "SDXL":
+        blocks = [("down_blocks_1", 2, 2), ("down_blocks_2", 2, 10), ("up_blocks_0", 3, 10), ("up_blocks_1", 3, 2)]
+    else:
+        blocks = [(f"down_blocks_{number}", 2, 1) for number in (0, 1, 2)]
+        blocks += [(f"up_blocks_{number}", 3, 1) for number in (1, 2, 3)]
     blocks += [("mid_block", 1, 10 if base == "SDXL" else 1)]
     places = [(b, a, t) for b, attentions, depth in blocks for a in range(attentions) for t in range(depth)]
     for (block, attention, layer), width in zip(places, WIDTHS[base], strict=True):

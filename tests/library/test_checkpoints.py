@@ -12,7 +12,8 @@ from lib_ipadapter.library.detection import inspect_file
 from .synthetic import Shapes, pickled_dict, pickled_tensor, write_safetensors, write_torch, write_zip
 
 
-def unet(context: int, layers: int, *, channels: int = 4, width: int = 32, prefix: str = "model.diffusion_model.") -> Shapes:
+def unet(context: int, layers: int, *, channels: int = 4, prefix: str = "model.diffusion_model.") -> Shapes:
+    width = 32
     found: Shapes = {
         f"{prefix}input_blocks.0.0.weight": ("F16", (width, channels, 3, 3)),
         f"{prefix}out.2.weight": ("F16", (4, width, 3, 3)),
@@ -53,7 +54,8 @@ def test_an_old_checkpoint_with_training_objects_is_read_past_them(tmp_path: Pat
     shapes = unet(768, 16)
     leaves = {name: pickled_tensor("0", "F32", 10**8, 0, shape) for name, (_, shape) in shapes.items()}
     callback = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\nq\x01"
-    number = b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01tR(K\x03tbX\x01\x00\x00\x00atR"
+    dtype = b"cnumpy\ndtype\n(X\x02\x00\x00\x00f8K\x00K\x01tR(K\x03tb"
+    number = b"cnumpy.core.multiarray\nscalar\n(" + dtype + b"X\x01\x00\x00\x00atR"
     body = pickled_dict({"state_dict": leaves, "callbacks": b"}(" + callback + number + b"u", "epoch": b"K\x07"})
     path = write_zip(tmp_path / "sd-v1-5.ckpt", b"\x80\x02" + body + b".", {"0": 4 * 10**8})
     assert checkpoint_base(path) == CheckpointInfo("SD1", 768, 16, 4)

@@ -89,7 +89,9 @@ def test_exit_status(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.parametrize("arguments", [[], ["inspect"], ["inspect", "--json"], ["inspect", "--xml", "a"], ["look", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["inspect"], ["inspect", "--json"], ["inspect", "--xml", "a"], ["look", "a"]]
+)
 def test_usage(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2

@@ -17,7 +17,9 @@ from lib_ipadapter.library.spec import AdapterSpec, TensorInfo
 from .synthetic import Shapes, adapter_shapes, write_safetensors, write_torch
 
 
-def renamed(shapes: Shapes, projector: str = "image_proj.", attention: str = "ip_adapter.", wrapper: str = "") -> Shapes:
+def renamed(
+    shapes: Shapes, projector: str = "image_proj.", attention: str = "ip_adapter.", wrapper: str = ""
+) -> Shapes:
     return {
         wrapper + name.replace("image_proj.", projector, 1).replace("ip_adapter.", attention, 1): info
         for name, info in shapes.items()

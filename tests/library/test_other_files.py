@@ -13,7 +13,7 @@ from .synthetic import Shapes, adapter_shapes, lora_shapes, write_safetensors, w
 
 
 def tensors(*names: str, shape: tuple[int, ...] = (4, 4), dtype: str = "F16") -> Shapes:
-    return {name: (dtype, shape) for name in names}
+    return dict.fromkeys(names, (dtype, shape))
 
 
 def flux_instantx() -> Shapes:
