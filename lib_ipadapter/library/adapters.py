@@ -142,9 +142,7 @@ def _base(ids: tuple[int, ...], layers: Mapping[int, int], context_dim: int) -> 
             "or it was made for a pruned model"
         )
     extra = next(number for number in ids if number not in expected)
-    return unsupported(
-        f"An IP-Adapter for context width {context_dim} with a layer {extra} that {base} does not have."
-    )
+    return unsupported(f"An IP-Adapter for context width {context_dim} with a layer {extra} that {base} does not have.")
 
 
 def _lora_rank(
@@ -166,9 +164,7 @@ def _lora_rank(
         source = context_dim if number % 2 and part in ("k", "v") else width
         shape = (rank, source) if way == "down" else (width, rank)
         if info.shape != shape:
-            return damaged(
-                f"{number}.to_{part}_lora.{way} has shape {list(info.shape)}, expected {list(shape)}"
-            )
+            return damaged(f"{number}.to_{part}_lora.{way} has shape {list(info.shape)}, expected {list(shape)}")
     return rank
 
 

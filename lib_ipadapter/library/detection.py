@@ -170,9 +170,7 @@ def _lora(row: Row, header: Header, evidence: Evidence) -> Verdict:
     if not whole:
         return _from_row(row)
     known = by_sha256(evidence.sha256) if evidence.sha256 else None
-    sentence = (
-        "The LoRA that accompanies a FaceID adapter; the adapter file has it inside, so it is not needed here."
-    )
+    sentence = "The LoRA that accompanies a FaceID adapter; the adapter file has it inside, so it is not needed here."
     variant = known.variant if known is not None and known.kind == "lora" else "faceid"
     return Verdict(row.status, sentence, "lora", base, variant)
 

@@ -231,9 +231,7 @@ def _pickled(data: bytes, lenient: bool) -> tuple[dict[str, TensorInfo], dict[st
 
 def _describe_cut(file: BinaryIO, size: int) -> str:
     """Say how long a zip without its directory should be: its pickle comes first and tells every storage's size."""
-    unknown = (
-        f"Truncated: the zip's directory at the end is missing, the file has {size} bytes; download it again."
-    )
+    unknown = f"Truncated: the zip's directory at the end is missing, the file has {size} bytes; download it again."
     name, start = archives.data_start(file, 0)
     if not name.endswith("data.pkl"):
         return unknown
@@ -247,5 +245,3 @@ def _describe_cut(file: BinaryIO, size: int) -> str:
         f"Truncated: the zip's directory at the end is missing; the file has {size} bytes, its tensors alone reach "
         f"to byte {expected}; download it again."
     )
-
-

@@ -127,9 +127,7 @@ OTHER_FILES = (
 def first_hit(rows: Iterable[Row], names: str) -> Row | None:
     """Find the first row whose pattern is in `names`, a text of one tensor name per line."""
     for row in rows:
-        if re.search(row.pattern, names, re.MULTILINE) and (
-            not row.also or re.search(row.also, names, re.MULTILINE)
-        ):
+        if re.search(row.pattern, names, re.MULTILINE) and (not row.also or re.search(row.also, names, re.MULTILINE)):
             return row
     return None
 

@@ -60,9 +60,7 @@ def describe_vision(tensors: Mapping[str, TensorInfo]) -> VisionEncoderSpec | Ve
 
 
 def _broken(what: str) -> Verdict:
-    return Verdict(
-        "unreadable", f"A damaged vision encoder: {what}; download it again.", kind="vision_encoder"
-    )
+    return Verdict("unreadable", f"A damaged vision encoder: {what}; download it again.", kind="vision_encoder")
 
 
 def _transformers(tensors: Mapping[str, TensorInfo], prefix: str) -> VisionEncoderSpec | Verdict:

@@ -155,9 +155,7 @@ def test_overlapping_folders_list_a_file_once(folders: tuple[Path, Path]) -> Non
     assert len(listing.files) == 3
 
 
-def test_a_file_is_read_again_only_when_it_changed(
-    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_read_again_only_when_it_changed(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     inspect = files.inspect_file
     monkeypatch.setattr(files, "inspect_file", lambda path: (read.append(path), inspect(path))[1])

@@ -75,9 +75,7 @@ def published(known: KnownFile, folder: Path, name: str | None = None) -> Path:
     encoder = {"clip_g": 1280}.get(known.encoders[0]) if kind == "base" else None
     mixed = known.dtype == "F32+F16"
     dtype = "F16" if mixed or "F16" in known.dtype else known.dtype
-    shapes = adapter_shapes(
-        kind, base, encoder_width=encoder, dtype=dtype, projector_dtype="F32" if mixed else None
-    )
+    shapes = adapter_shapes(kind, base, encoder_width=encoder, dtype=dtype, projector_dtype="F32" if mixed else None)
     if known.id == "noob_mark1":
         other = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules"}
         shapes |= {f"{other[n.partition('.')[0]]}.{n.partition('.')[2]}": info for n, info in shapes.items()}

@@ -93,9 +93,7 @@ def test_official_names_win_when_both_are_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["SD1", "SDXL"])
 def test_accelerate_names_go_through_the_order_of_processors(base: str, tmp_path: Path) -> None:
-    path = write_safetensors(
-        tmp_path / "a.safetensors", accelerate(adapter_shapes("base", base, narrow=32), base)
-    )
+    path = write_safetensors(tmp_path / "a.safetensors", accelerate(adapter_shapes("base", base, narrow=32), base))
     tensors = describe(path).tensors
     last = {"SD1": 31, "SDXL": 121}[base]
     assert tensors[f"ip_adapter.{last}.to_k_ip.weight"] == (

@@ -72,9 +72,7 @@ def test_a_siglip_tower_is_named_and_not_offered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["transformers", "open_clip"])
-@pytest.mark.parametrize(
-    "part", ["11.mlp.", "position", "post", "layers.0.|resblocks.0."]
-)
+@pytest.mark.parametrize("part", ["11.mlp.", "position", "post", "layers.0.|resblocks.0."])
 def test_damaged_tower(part: str, layout: str, tmp_path: Path) -> None:
     shapes = vision_shapes(**{**H, "depth": 12}, layout=layout)
     kept = {name: info for name, info in shapes.items() if not any(p in name for p in part.split("|"))}
