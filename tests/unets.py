@@ -153,7 +153,7 @@ def _speaking(build: Any, seed: int) -> Any:
         torch.manual_seed(seed)
         unet = build().eval().requires_grad_(False)
         for parameter in unet.parameters():
-            if parameter.ndim > 1 and not parameter.any():
+            if parameter.ndim > 1 and not parameter.is_meta and not parameter.any():
                 nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
     return unet
 

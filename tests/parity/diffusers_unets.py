@@ -40,6 +40,13 @@ _RESNET = {
 
 def diffusers_twin(unet: UNetModel) -> UNet2DConditionModel:
     """diffusers' UNet with the layout and the weights of one of `tests.unets`."""
+    twin = UNet2DConditionModel(**twin_options(unet)).eval().requires_grad_(False)
+    twin.load_state_dict({diffusers_name(key): tensor for key, tensor in unet.state_dict().items()}, strict=True)
+    return twin
+
+
+def twin_options(unet: UNetModel) -> dict[str, Any]:
+    """What diffusers calls the layout of one of `tests.unets`; the UNet may be on the meta device."""
     widths = [unet.model_channels * mult for mult in unet.channel_mult]
     xl = isinstance(unet, SDXLUNet)
     attention = next(m for n, m in unet.named_modules() if n.endswith("attn2"))
@@ -63,9 +70,7 @@ def diffusers_twin(unet: UNetModel) -> UNet2DConditionModel:
             "addition_time_embed_dim": 256,
             "projection_class_embeddings_input_dim": unet.label_emb[0][0].in_features,
         }
-    twin = UNet2DConditionModel(**options).eval().requires_grad_(False)
-    twin.load_state_dict({diffusers_name(key): tensor for key, tensor in unet.state_dict().items()}, strict=True)
-    return twin
+    return options
 
 
 def diffusers_inputs(twin: UNet2DConditionModel, inputs: dict[str, Tensor]) -> dict[str, Any]:
