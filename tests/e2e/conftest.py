@@ -1,0 +1,68 @@
+"""The WebUI that e2e tests talk to: the one named with --webui, otherwise a stand-in started for them; a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.serving import ANNOUNCEMENT, REPOSITORY
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+
+
+@pytest.fixture(scope="session")
+def webui_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a running WebUI with this extension and `tests.sample_models`' files."""
+    url = request.config.getoption("--webui")
+    if url is not None:
+        yield url.rstrip("/")
+        return
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    pytest.importorskip("ldm", reason="the ldm UNet (stable-diffusion-sdkit) is not installed")
+    folder = tmp_path_factory.mktemp("webui")
+    # A process of its own: module names are global, and the page must stay responsive while tests wait for it.
+    with (folder / "server.log").open("w+", encoding="utf-8") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.serving", str(folder / "data")],
+            cwd=REPOSITORY,
+            env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            encoding="utf-8",
+        )
+        try:
+            yield _address(server, folder / "server.log")
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _address(server: subprocess.Popen[str], log: Path) -> str:
+    """What the server announces; its log is the failure's text when it ends before that."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        if line.startswith(ANNOUNCEMENT):
+            return line.removeprefix(ANNOUNCEMENT).strip()
+    raise AssertionError(f"the stand-in did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium: the system's, or the one that Playwright installed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    system = next((path for path in map(shutil.which, BROWSERS) if path), None)
+    with playwright.sync_playwright() as driver:
+        executable = system or driver.chromium.executable_path
+        if not Path(executable).is_file():
+            pytest.skip("no Chromium: install the system's, or run `playwright install chromium`")
+        opened = driver.chromium.launch(executable_path=executable, args=list(BROWSER_FLAGS))
+        yield opened
+        opened.close()

@@ -1,0 +1,150 @@
+"""The accordion as a user works it, on any WebUI: opening, adding pictures in three ways, reading what is shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+PATIENCE_MS = 20_000
+JOB_PATIENCE_MS = 300_000
+# Makes files in the browser and hands them over as a drop or as a clipboard's content.
+GIVE_FILES = """
+([selector, event, files]) => {
+    const transfer = new DataTransfer();
+    for (const [name, type, data] of files) {
+        const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+        transfer.items.add(new File([bytes], name, {type}));
+    }
+    const target = selector ? document.querySelector(selector) : document.activeElement ?? document.body;
+    const init = {bubbles: true, cancelable: true};
+    target.dispatchEvent(event === "paste"
+        ? new ClipboardEvent("paste", {...init, clipboardData: transfer})
+        : new DragEvent(event, {...init, dataTransfer: transfer}));
+}
+"""
+
+
+class Accordion:
+    """The accordion of one tab on an open page."""
+
+    def __init__(self, page: Any, tab: str = "txt2img") -> None:
+        self.page, self.tab = page, tab
+        self.id = f"#{tab}_ipadapter"
+
+    def unit(self, number: int = 1) -> str:
+        return f"{self.id}_unit{number}"
+
+    def open(self) -> None:
+        if "open" not in (self.page.get_attribute(f"{self.id} > .label-wrap", "class") or "").split():
+            self.page.click(f"{self.id} > .label-wrap")
+        self.page.wait_for_selector(f"{self.unit()}_strip", state="visible", timeout=PATIENCE_MS)
+
+    def is_on(self) -> bool:
+        return self.page.is_checked(f"{self.id}-visible-checkbox")
+
+    def choose(self, *files: Path, number: int = 1) -> None:
+        with self.page.expect_file_chooser() as chooser:
+            self.page.click(f"{self.unit(number)}_strip .ipadapter-add")
+        chooser.value.set_files([str(file) for file in files])
+
+    def drop(self, *files: Path, number: int = 1) -> None:
+        target = f"{self.unit(number)}_strip .ipadapter-strip"
+        for event in ("dragover", "drop"):
+            self.page.evaluate(GIVE_FILES, [target, event, [carried(file) for file in files]])
+
+    def paste(self, *files: Path) -> None:
+        """Paste where the keyboard's focus is."""
+        self.page.evaluate(GIVE_FILES, [None, "paste", [carried(file) for file in files]])
+
+    def wait_for_thumbnails(self, count: int, number: int = 1) -> None:
+        self._wait_for_count(f"{self.unit(number)}_strip .ipadapter-tile img", count)
+
+    def wait_for_squares(self, count: int, number: int = 1) -> None:
+        self._wait_for_count(f"{self.unit(number)}_preview img", count)
+
+    def squares(self, number: int = 1) -> list[Image.Image]:
+        """What the preview shows, at its own size."""
+        sources = self.page.eval_on_selector_all(f"{self.unit(number)}_preview img", "all => all.map(one => one.src)")
+        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+
+    def text(self, part: str, number: int = 1) -> str:
+        """The sentence in the unit's message, strip, or adapter_line; gradio's own progress text is not part of it."""
+        lines = self.page.eval_on_selector_all(
+            f"{self.unit(number)}_{part} [role=status]", "all => all.map(one => one.textContent)"
+        )
+        return " ".join(lines).strip()
+
+    def wait_for_text(self, part: str, text: str, number: int = 1) -> None:
+        self.page.wait_for_function(
+            "([selector, text]) => document.querySelector(selector)?.innerText.includes(text)",
+            arg=[f"{self.unit(number)}_{part}", text],
+            timeout=PATIENCE_MS,
+        )
+
+    def number(self, field: str, number: int = 1) -> float:
+        return float(self.page.input_value(f"{self.unit(number)}_{field} input[type=number]"))
+
+    def set_number(self, field: str, value: float, number: int = 1) -> None:
+        fill(self.page, f"{self.unit(number)}_{field} input[type=number]", value)
+
+    def references(self, number: int = 1) -> str:
+        return self.page.input_value(f"{self.unit(number)}_images textarea")
+
+    def select(self, field: str, label: str, number: int = 1) -> None:
+        """Choose an entry of a drop-down."""
+        self.page.click(f"{self.unit(number)}_{field} input")
+        self.page.click(f'ul.options li:has-text("{label}")')
+
+    def selected(self, field: str, number: int = 1) -> str:
+        return self.page.input_value(f"{self.unit(number)}_{field} input")
+
+    def intent(self, number: int = 1) -> str:
+        return self.page.inner_text(f"{self.unit(number)}_intent label:has(input:checked)").strip()
+
+    def _wait_for_count(self, selector: str, count: int) -> None:
+        self.page.wait_for_function(
+            "([selector, count]) => document.querySelectorAll(selector).length === count",
+            arg=[selector, count],
+            timeout=PATIENCE_MS,
+        )
+
+
+def fill(page: Any, selector: str, value: object) -> None:
+    """Type a value and leave the field, as gradio's sliders want it."""
+    page.fill(selector, str(value))
+    page.press(selector, "Tab")
+
+
+def carried(file: Path) -> list[str]:
+    """A file as `GIVE_FILES` takes it."""
+    types = {".png": "image/png", ".jpg": "image/jpeg"}
+    return [file.name, types.get(file.suffix, "text/plain"), base64.b64encode(file.read_bytes()).decode("ascii")]
+
+
+def generate(page: Any, tab: str = "txt2img") -> tuple[bytes, str]:
+    """Press Generate; the picture's pixels and its infotext, or no pixels and the sentence that came instead.
+
+    The infotext must differ from that of the picture before, which is how the end of the job is seen on every host.
+    """
+    # The paragraphs, because gradio writes its own progress beside them.
+    info, log = f"#html_info_{tab} p", f"#html_log_{tab} .error"
+    read = "selector => document.querySelector(selector)?.innerText.trim() ?? ''"
+    before = page.evaluate(read, info)
+    page.click(f"#{tab}_generate")
+    page.wait_for_function(
+        "([info, log, before]) => { const text = document.querySelector(info)?.innerText.trim();"
+        " return (text && text !== before) || document.querySelector(log); }",
+        arg=[info, log, before],
+        timeout=JOB_PATIENCE_MS,
+    )
+    if page.query_selector(log):
+        return b"", page.evaluate(read, log)
+    page.wait_for_selector(f"#{tab}_gallery img", timeout=PATIENCE_MS)
+    page.wait_for_timeout(300)
+    source = page.evaluate("selector => document.querySelector(selector).src", f"#{tab}_gallery img")
+    picture = Image.open(io.BytesIO(page.request.get(source).body()))
+    return picture.convert("RGB").tobytes(), page.evaluate(read, info)
