@@ -4,7 +4,9 @@
 const ipadapterPage = (() => {
     const UNIT = ".ipadapter-unit";
     const DROP_ZONE = ".ipadapter-references";
-    const UPLOAD_PATIENCE_MS = 30000;
+    const MESSAGE = ".ipadapter-references .ipadapter-message [role=status]";
+    const UPLOAD_PATIENCE_MS = 120000;
+    const MAX_FILE_BYTES = 128 * 1024 * 1024;
     const checkpointAtLoad = new Map();
     let hovered = null;
     let focusAfterRemoval = null;
@@ -22,56 +24,82 @@ const ipadapterPage = (() => {
         }
     }
 
-    function setReferences(unit, items) {
-        const area = textArea(unit);
-        area.value = items.length ? JSON.stringify(items) : "";
+    function setText(area, text) {
+        area.value = text;
         area.dispatchEvent(new Event("input", {bubbles: true}));
     }
 
+    function setReferences(unit, items) {
+        setText(textArea(unit), items.length ? JSON.stringify(items) : "");
+    }
+
     function say(unit, sentence) {
-        const line = unit.querySelector(".ipadapter-message [role=status]");
+        const line = unit.querySelector(MESSAGE);
         if (line) line.textContent = sentence;
     }
+
+    const pause = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
 
     function setBusy(unit, busy) {
         unit.querySelector(DROP_ZONE)?.classList.toggle("ipadapter-busy", busy);
         unit.querySelector(".ipadapter-strip")?.setAttribute("aria-busy", String(busy));
     }
 
-    // The upload component has a file input only while it holds nothing: waiting for it makes uploads take turns, so
-    // that two quick drops cannot overwrite each other's result.
-    async function waitFor(find) {
-        const until = Date.now() + UPLOAD_PATIENCE_MS;
-        for (;;) {
-            const found = find();
-            if (found || Date.now() > until) return found;
-            await new Promise(resolve => setTimeout(resolve, 50));
-        }
+    // Files go to the server one at a time through the unit's inbox, which the answer empties; whatever changes the
+    // references takes its turn, so that no answer overwrites another's.
+    let turn = Promise.resolve();
+    function inTurn(unit, action) {
+        turn = turn.then(action).catch(error => say(unit, error.message)).finally(() => setBusy(unit, false));
     }
 
-    const uploadInput = unit => unit.querySelector(".ipadapter-upload input[type=file]");
-
-    let turn = Promise.resolve();
-    function addFiles(unit, files) {
-        const list = Array.from(files);
-        turn = turn.then(() => upload(unit, list)).catch(error => {
-            setBusy(unit, false);
-            say(unit, "The picture could not be sent to the server (" + error.message + "); try again.");
+    function readFile(file) {
+        return new Promise((resolve, reject) => {
+            const reader = new FileReader();
+            reader.onload = () => resolve(reader.result);
+            reader.onerror = () => reject(new Error(`${file.name} could not be read: ${reader.error.message}.`));
+            reader.readAsDataURL(file);
         });
     }
 
-    async function upload(unit, files) {
-        if (!files.length) return;
+    async function send(unit, file) {
+        if (file.size > MAX_FILE_BYTES) {
+            return `${file.name} is a file of ${file.size} bytes; at most ${MAX_FILE_BYTES} are read. Save it smaller.`;
+        }
+        const inbox = unit.querySelector(".ipadapter-inbox textarea");
+        setText(inbox, JSON.stringify({name: file.name, data: await readFile(file)}));
+        const until = Date.now() + UPLOAD_PATIENCE_MS;
+        while (inbox.value) {
+            if (Date.now() > until) {
+                setText(inbox, "");
+                throw new Error(`${file.name} got no answer from the server; try again.`);
+            }
+            await pause(50);
+        }
+        await pause(50);
+        return unit.querySelector(MESSAGE).textContent;
+    }
+
+    function addFiles(unit, files) {
+        const list = Array.from(files);
         setBusy(unit, true);
-        const input = await waitFor(() => uploadInput(unit));
-        if (!input) throw new Error("an earlier upload is still running");
-        const transfer = new DataTransfer();
-        for (const file of files) transfer.items.add(file);
-        input.files = transfer.files;
-        input.dispatchEvent(new Event("change", {bubbles: true}));
-        await waitFor(() => uploadInput(unit) !== input);
-        await waitFor(() => uploadInput(unit));
-        setBusy(unit, false);
+        inTurn(unit, async() => {
+            say(unit, "");
+            const sentences = [];
+            for (const file of list) {
+                setBusy(unit, true);
+                sentences.push(await send(unit, file));
+            }
+            say(unit, sentences.filter(Boolean).join(" "));
+        });
+    }
+
+    function chooseFiles(unit) {
+        const chooser = document.createElement("input");
+        chooser.type = "file";
+        chooser.accept = "image/*";
+        chooser.multiple = true;
+        chooser.addEventListener("change", () => addFiles(unit, chooser.files));
+        chooser.click();
     }
 
     async function addAddress(unit, address) {
@@ -85,10 +113,13 @@ const ipadapterPage = (() => {
     }
 
     function remove(unit, index) {
-        const items = references(unit);
-        items.splice(index, 1);
-        focusAfterRemoval = {unit, index: Math.min(index, items.length - 1)};
-        setReferences(unit, items);
+        inTurn(unit, () => {
+            const items = references(unit);
+            items.splice(index, 1);
+            focusAfterRemoval = {unit, index: Math.min(index, items.length - 1)};
+            say(unit, "");
+            setReferences(unit, items);
+        });
     }
 
     function onClick(event) {
@@ -99,15 +130,14 @@ const ipadapterPage = (() => {
         const unit = target.closest(UNIT);
         if (!unit) return;
         if (target.closest(".ipadapter-add")) {
-            const input = uploadInput(unit);
-            if (input) {
-                input.accept = "image/*";
-                input.click();
-            }
+            chooseFiles(unit);
         } else if (target.closest(".ipadapter-remove")) {
             remove(unit, Number(target.closest(".ipadapter-remove").dataset.index));
         } else if (target.closest(".ipadapter-clear")) {
-            setReferences(unit, []);
+            inTurn(unit, () => {
+                say(unit, "");
+                setReferences(unit, []);
+            });
         }
     }
 

@@ -1,26 +1,18 @@
-"""What differs between the WebUIs' gradio versions (3.41 and 4.40), found by feature; the page's modules ask here.
+"""What the page takes from the hosts beside gradio: two widgets, and attributes that they read from components.
 
-Also the two widgets that the hosts add to gradio. Imported only inside a WebUI.
+`panel` builds with these. What differs between gradio 3.41 and 4.40 is kept out of the page instead of being bridged:
+choices are plain strings (3.41's drop-downs know no labels), values that are not choices are allowed (4.40 drops them
+otherwise), pictures come through a text box (3.41 loses an upload while another event answers), and hidden components
+are hidden by a class (those that are not visible are not in the page).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from modules.ui_components import InputAccordion, ToolButton
 
 Component = TypeVar("Component")
-
-
-@dataclass(frozen=True)
-class UploadedFile:
-    """A file that the browser sent: its name there, and where gradio put its bytes."""
-
-    name: str
-    path: Path
 
 
 def accordion(label: str, elem_id: str) -> Any:
@@ -45,15 +37,3 @@ def with_tooltip(component: Component, text: str) -> Component:
     """Give the component the tooltip that the hosts write into the page's configuration."""
     vars(component)["webui_tooltip"] = text
     return component
-
-
-def uploaded_files(value: Any) -> list[UploadedFile]:
-    """The files of a `gr.File`'s value: temporary-file objects on gradio 3, paths on gradio 4; one or several."""
-    if value is None:
-        return []
-    items: Iterable[Any] = value if isinstance(value, (list, tuple)) else [value]
-    files: list[UploadedFile] = []
-    for item in items:
-        path = Path(str(getattr(item, "name", item)))
-        files.append(UploadedFile(Path(str(getattr(item, "orig_name", path))).name, path))
-    return files

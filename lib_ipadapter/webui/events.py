@@ -14,11 +14,10 @@ from typing import Any, Protocol, TypeVar
 import gradio as gr
 from PIL import Image
 
-from ..library.errors import IPAdapterError
+from ..library.errors import BadImageError, IPAdapterError
 from ..units.fields import ADAPTER, CROP, IMAGES, INTENT
-from ..units.images import ImageStore, open_picture
+from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
-from .compat import uploaded_files
 from .strip import message_line, preview_html, strip_html, tile
 
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
@@ -69,26 +68,23 @@ class Events:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def add_uploads(self, uploaded: Any, references: str) -> tuple[None, str, str]:
-        """Take what was dropped, pasted or chosen into the unit's references.
+    def add_upload(self, sent: str, references: str) -> tuple[str, str, str]:
+        """Take a file that was dropped, pasted or chosen into the unit's references.
 
-        Returns the emptied upload component, the references as JSON, and the message line. Pictures that can be read
-        are added even if others cannot.
+        `sent` is a JSON object with the file's `name` and its bytes as a data URI in `data`. Returns the emptied
+        inbox, the references as JSON, and the message line; a file that is no picture leaves the references as they
+        are.
         """
-        known, problem = attempt(lambda: list(IMAGES.parse(references)), [])
-        problems = [problem] if problem else []
-        added: list[str] = []
-        for file in uploaded_files(uploaded):
-            reference, problem = attempt(lambda file=file: self._keep(file.path.read_bytes(), file.name), "")
-            problems += [problem] if problem else []
-            added += [reference] if reference else []
-        merged = list(dict.fromkeys([*known, *added]))
-        _, problem = attempt(lambda: IMAGES.parse(merged), ())
-        if problem:
-            return None, json.dumps(known) if known else "", message_line(problem)
-        return None, json.dumps(merged) if merged else "", message_line(" ".join(problems))
 
-    def _keep(self, data: bytes, name: str) -> str:
+        def merged() -> Sequence[str]:
+            known = IMAGES.parse(references)
+            return IMAGES.parse(list(dict.fromkeys([*known, self._keep(*read_upload(sent))])))
+
+        items, problem = attempt(merged, None)
+        return "", references if items is None else json.dumps(items), message_line(problem)
+
+    def _keep(self, name: str, data: bytes) -> str:
+        """A picture file's reference: its id in the store, or itself where ids would not do."""
         open_picture(data, name)
         store = self._services.store()
         if self._services.inline_references() or not store.writable:
@@ -149,6 +145,18 @@ class Events:
         done = f"{count} stored reference picture{'' if count == 1 else 's'} deleted."
         strips = [self.draw_strip(number, items) for number, items in enumerate(references, 1)]
         return [message_line(problem or done, error=bool(problem)), *strips]
+
+
+def read_upload(sent: str) -> tuple[str, bytes]:
+    """Name and bytes of a file that the page's script sent. Raises: BadImageError."""
+    try:
+        message = json.loads(sent)
+        name, data = str(message["name"]), str(message["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadImageError("The page sent an upload that cannot be read; reload the page and try again.") from error
+    payload = data.partition(",")[2]
+    # An empty file has an empty payload, which is for `open_picture` to tell.
+    return name, decode_reference(data) if payload else b""
 
 
 def with_chosen(choices: Sequence[str], chosen: str | None) -> list[str]:

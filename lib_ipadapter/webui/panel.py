@@ -51,7 +51,7 @@ class UnitTab:
 
     number: int
     fields: dict[str, Any] = field(default_factory=dict)
-    upload: Any = None
+    inbox: Any = None
     strip: Any = None
     preview: Any = None
     message: Any = None
@@ -110,21 +110,21 @@ def _unit_tab(prefix: str, number: int) -> UnitTab:
 
 
 def _references(unit: UnitTab, elem_id: str) -> None:
-    """The strip, its upload and the text box that holds the references.
+    """The strip, the text box through which the page's script sends files, and the one that holds the references.
 
-    The upload takes any file, so that a wrong one is answered with our sentence. Components that are not visible are
-    not in the page, so these two are hidden by a class.
+    Only the second is an argument of a job. Components that are not visible are not in the page, so these two are
+    hidden by a class.
     """
     with gr.Column(elem_classes=["ipadapter-references"]):
         unit.strip = gr.HTML(strip_html(unit.number, ()), elem_id=f"{elem_id}_strip")
         unit.message = gr.HTML(message_line(""), elem_id=f"{elem_id}_message", elem_classes=["ipadapter-message"])
         unit.preview = gr.HTML("", elem_id=f"{elem_id}_preview")
-        unit.upload = gr.File(
-            label=f"Upload of unit {unit.number}",
-            file_count="multiple",
-            elem_id=f"{elem_id}_upload",
-            elem_classes=["ipadapter-upload", "ipadapter-hidden"],
+        unit.inbox = gr.Textbox(
+            label=f"Upload to unit {unit.number}",
+            elem_id=f"{elem_id}_inbox",
+            elem_classes=["ipadapter-inbox", "ipadapter-hidden"],
         )
+        keep_out_of_ui_config(unit.inbox)
         unit.fields[IMAGES.name] = _component(IMAGES, elem_id)
 
 
@@ -160,7 +160,7 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         component = gr.Dropdown(choices=[spec.default], value=spec.default, allow_custom_value=True, **common)
     else:
         common["elem_classes"] += ["ipadapter-hidden"] if spec.kind == "images" else []
-        component = gr.Textbox(value="", max_lines=1, **common)
+        component = gr.Textbox(value="", **common)
     return keep_out_of_ui_config(with_tooltip(component, spec.help))
 
 
@@ -182,8 +182,9 @@ def _listen_to_unit(events: Events, unit: UnitTab, quiet: dict[str, Any]) -> Non
     number = unit.number
     images, adapter, intent, crop = (unit.fields[spec.name] for spec in (IMAGES, ADAPTER, INTENT, CROP))
     seen = [images, crop, adapter, intent]
-    unit.upload.upload(
-        events.add_uploads, inputs=[unit.upload, images], outputs=[unit.upload, images, unit.message], **quiet
+    # "input" fires for what the script puts in and not when the answer empties the box again.
+    unit.inbox.input(
+        events.add_upload, inputs=[unit.inbox, images], outputs=[unit.inbox, images, unit.message], **quiet
     )
     # Also fires when a paste or "Send to" has set the text box.
     images.change(

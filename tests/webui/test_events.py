@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,19 @@ def write_picture(folder, name: str, color=(200, 10, 10), size=(32, 16)) -> str:
     return str(folder / name)
 
 
+def sent(path: str) -> str:
+    """A file as the page's script sends it."""
+    payload = base64.b64encode(Path(path).read_bytes()).decode("ascii")
+    return json.dumps({"name": Path(path).name, "data": f"data:application/octet-stream;base64,{payload}"})
+
+
+def added(page, *paths: str, references: str = "") -> str:
+    """References after these files."""
+    for path in paths:
+        references = page.events.add_upload(sent(path), references)[1]
+    return references
+
+
 def text_of(html: str) -> str:
     return re.sub(r"<[^>]+>", " ", html).strip()
 
@@ -42,34 +56,44 @@ def images_in(html: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(uri))) for uri in uris]
 
 
-def test_uploads_join_the_references_and_leave_the_upload_empty(page):
+def test_uploads_join_the_references_and_empty_the_inbox(page):
     a, b = write_picture(page.folder, "a.png"), write_picture(page.folder, "b.jpg", (1, 2, 3))
-    emptied, references, message = page.events.add_uploads([a], "")
-    assert emptied is None
+    emptied, references, message = page.events.add_upload(sent(a), "")
+    assert emptied == ""
     assert text_of(message) == ""
-    _, references, _ = page.events.add_uploads([b], references)
-    stored = json.loads(references)
-    assert [page.services._store.get(one) for one in stored] == [Path(a).read_bytes(), Path(b).read_bytes()]
+    stored = json.loads(added(page, b, references=references))
+    assert [page.services.store().get(one) for one in stored] == [Path(a).read_bytes(), Path(b).read_bytes()]
 
 
 def test_the_same_picture_twice_is_one_reference(page):
     a = write_picture(page.folder, "a.png")
-    _, references, _ = page.events.add_uploads([a, a], "")
-    assert len(json.loads(page.events.add_uploads([a], references)[1])) == 1
+    assert len(json.loads(added(page, a, a))) == 1
 
 
-def test_a_wrong_file_is_named_and_the_others_stay(page):
-    wrong = page.folder / "notes.txt"
-    wrong.write_text(HOSTILE, encoding="utf-8")
-    _, references, message = page.events.add_uploads([str(wrong), write_picture(page.folder, "a.png")], "")
-    assert len(json.loads(references)) == 1
-    assert "notes.txt is not a picture" in text_of(message)
+@pytest.mark.parametrize(("name", "content"), [("notes.txt", HOSTILE), ("empty.png", ""), (f"{HOSTILE}.png", "x")])
+def test_a_wrong_file_is_named_and_changes_nothing(page, name, content):
+    references = added(page, write_picture(page.folder, "a.png"))
+    payload = base64.b64encode(content.encode()).decode()
+    emptied, after, message = page.events.add_upload(
+        json.dumps({"name": name, "data": f"data:image/png;base64,{payload}"}), references
+    )
+    assert (emptied, after) == ("", references)
+    assert escape(name) in message
+    assert re.search("is not a picture|is empty", message)
+    assert "<img" not in message
+
+
+@pytest.mark.parametrize("upload", ["", "{", "[]", "null", '{"name": "a"}', '{"name": "a", "data": "data:;base64,%"}'])
+def test_an_upload_that_is_none_is_answered_with_a_sentence(page, upload):
+    assert "ipadapter-error" in page.events.add_upload(upload, "")[2]
+    assert text_of(page.events.add_upload(upload, "")[2])
+    assert page.events.add_upload(upload, "")[1] == ""
 
 
 def test_too_many_pictures_leave_the_unit_as_it_was(page):
     known = json.dumps([f"sha256:{number:064x}" for number in range(64)])
-    _, references, message = page.events.add_uploads([write_picture(page.folder, "a.png")], known)
-    assert json.loads(references) == json.loads(known)
+    _, references, message = page.events.add_upload(sent(write_picture(page.folder, "a.png")), known)
+    assert references == known
     assert "at most 64" in text_of(message)
 
 
@@ -79,7 +103,7 @@ def test_references_travel_as_data_uris_where_ids_would_not_do(page, tmp_path, w
 
     services = FixedServices(ImageStore(tmp_path / "off", 0 if why == "store off" else 10**7), inline=why == "inline")
     path = write_picture(page.folder, "a.jpg")
-    _, references, _ = Events(services).add_uploads([path], "")
+    _, references, _ = Events(services).add_upload(sent(path), "")
     (uri,) = json.loads(references)
     assert uri.startswith("data:image/jpeg;base64,")
     assert base64.b64decode(uri.partition(",")[2]) == Path(path).read_bytes()
@@ -89,7 +113,7 @@ def test_references_travel_as_data_uris_where_ids_would_not_do(page, tmp_path, w
 
 def test_the_strip_shows_a_thumbnail_and_a_button_for_each(page):
     paths = [write_picture(page.folder, "a.png", size=(400, 200)), write_picture(page.folder, "b.png", (1, 2, 3))]
-    html = page.events.draw_strip(2, page.events.add_uploads(paths, "")[1])
+    html = page.events.draw_strip(2, added(page, *paths))
     assert [image.size for image in images_in(html)] == [(192, 96), (32, 16)]
     assert html.count("ipadapter-remove") == 2
     assert 'aria-label="Remove reference 2"' in html
@@ -120,7 +144,7 @@ def test_no_markup_from_outside_reaches_the_page(page, references):
 def test_the_preview_is_what_the_encoder_gets_pixel_for_pixel(page):
     noise = Image.effect_noise((112, 112), 80).convert("RGB")
     page.services.preview = lambda *_: [noise, noise.rotate(90)]
-    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    references = added(page, write_picture(page.folder, "a.png"))
     shown = images_in(page.events.draw_preview(references, "Stretch", "auto", "Image"))
     assert [image.convert("RGB").tobytes() for image in shown] == [noise.tobytes(), noise.rotate(90).tobytes()]
 
@@ -129,7 +153,7 @@ def test_the_preview_gets_values_and_not_labels(page):
     asked: list[tuple[object, ...]] = []
     page.services.preview = lambda *args: asked.append(args) or []
     data = write_picture(page.folder, "a.png")
-    references = page.events.add_uploads([data], "")[1]
+    references = added(page, data)
     page.events.draw_preview(references, "Tiles", "", "Style + composition")
     assert asked == [([digest(Path(data).read_bytes())], "tiles", "auto", "style_composition")]
 
@@ -150,7 +174,7 @@ def test_a_named_error_becomes_its_sentence(page, method):
         raise AdapterNotFoundError(f"Nothing in {HOSTILE}; put a file there.")
 
     setattr(page.services, method, fail)
-    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    references = added(page, write_picture(page.folder, "a.png"))
     answers = {
         "adapter_names": lambda: page.events.list_adapters("auto", "Image")[-1],
         "explain": lambda: page.events.explain("auto", "Image"),
@@ -174,7 +198,7 @@ def test_an_error_that_is_not_ours_is_not_hidden(page):
 
 
 def test_deleting_the_store_says_how_many_and_redraws(page):
-    references = page.events.add_uploads([write_picture(page.folder, "a.png")], "")[1]
+    references = added(page, write_picture(page.folder, "a.png"))
     notice, first, second = page.events.delete_stored(references, "")
     assert text_of(notice) == "1 stored reference picture deleted."
     assert "not found" in first
