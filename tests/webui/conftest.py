@@ -10,7 +10,6 @@ import pytest
 from tests.webui.toys import record as toy_record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CHECKPOINTS = ("sd15", "sd15-inpainting", "sd15-instruct-pix2pix", "sd21", "sdxl")
 TOYS = Path(__file__).resolve().parent / "toys"
 
 
@@ -22,12 +21,12 @@ def host_extensions() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def standin(tmp_path_factory: pytest.TempPathFactory, host_extensions: list[Path]) -> Iterator[object]:
-    """The session's host with a checkpoint of each kind; it starts with `sd15`."""
+    """The session's host with one checkpoint, `sd15`; `standin.select(kind)` makes and loads others."""
     pytest.importorskip("gradio", reason="gradio is not installed")
     pytest.importorskip("ldm", reason="the ldm UNet (stable-diffusion-sdkit) is not installed")
     from tests.webui.standin import StandIn
 
-    host = StandIn(extensions=host_extensions, data_dir=tmp_path_factory.mktemp("host"), checkpoints=CHECKPOINTS)
+    host = StandIn(extensions=host_extensions, data_dir=tmp_path_factory.mktemp("host"))
     yield host
     host.stop_serving()
 

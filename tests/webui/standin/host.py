@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -49,13 +50,15 @@ class StandIn:
         return self.data_dir / "models" / "Stable-diffusion"
 
     def add_checkpoints(self, *kinds: str) -> None:
-        """Make a checkpoint of each kind, `<kind>.safetensors`, unless it is there."""
+        """Make a checkpoint of each kind, `<kind>.safetensors`, unless it is there; `<kind>-b` has other weights."""
         from tests.webui.standin.worlds import write_checkpoint
 
-        for seed, kind in enumerate(kinds):
-            path = self.checkpoint_dir / f"{kind}.safetensors"
+        for name in kinds:
+            path = self.checkpoint_dir / f"{name}.safetensors"
             if not path.is_file():
-                write_checkpoint(path, kind, seed)
+                write_checkpoint(path, name.removesuffix("-b"), seed=int(name.endswith("-b")))
+        if "modules.sd_models" in sys.modules:
+            sys.modules["modules.sd_models"].list_models()
 
     def start(self) -> None:
         """What the host does at its start, and again at Reload UI: scripts, settings, page, API."""
@@ -125,7 +128,6 @@ class StandIn:
         from modules import sd_models, shared
 
         self.add_checkpoints(kind)
-        sd_models.list_models()
         shared.opts.sd_model_checkpoint = sd_models.checkpoint_aliases[f"{kind}.safetensors"].title
 
     def txt2img(self, **payload) -> Result:

@@ -16,7 +16,7 @@ KINDS = {
     "sd21": UNetShape("sd2", 32, 4, 1024),
     "sdxl": UNetShape("sdxl", 32, 4, 2048, 2816),
 }
-"""Checkpoints by name; the name of another seed's file is the kind's with `-b` behind it."""
+"""Checkpoints by name."""
 
 _TEXT_KEYS = {"sd15": ("cond_stage_model.transformer.text_model.final_layer_norm.weight", 768),
               "sd2": ("cond_stage_model.model.ln_final.weight", 1024),

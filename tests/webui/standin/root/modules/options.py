@@ -13,7 +13,8 @@ class OptionInfo:
     """One setting: default, label, component, section and how it appears in the infotext."""
 
     def __init__(self, default=None, label="", component=None, component_args=None, onchange=None, section=None,
-                 refresh=None, comment_before="", comment_after="", infotext=None, restrict_api=False, category_id=None):
+                 refresh=None, comment_before="", comment_after="", infotext=None, restrict_api=False,
+                 category_id=None):
         self.default = default
         self.label = label
         self.component = component

@@ -7,7 +7,6 @@ from modules.launch_utils import git_tag
 from modules.shared import opts
 
 
-
 def create_infotext(p, all_prompts, all_seeds, all_subseeds, comments=None, iteration=0, position_in_batch=0,
                     use_main_prompt=False, index=None, all_negative_prompts=None) -> str:
     """Prompt, negative prompt and one line of `key: value`; None is left out, lists and callables go by picture."""

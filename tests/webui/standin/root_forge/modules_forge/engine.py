@@ -11,6 +11,7 @@ from modules import devices, prompt_parser
 from modules.latent_model import alphas_cumprod
 from modules.sd_samplers_kdiffusion import SigmaSchedule
 from modules.toy_vae import ToyVAE
+
 from tests.webui.standin.nets import UNetShape, build_unet
 
 
