@@ -7,6 +7,8 @@ import io
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,16 @@ class Client:
         except urllib.error.HTTPError as error:
             text = error.read().decode("utf-8", "replace")
             return error.code, json.loads(text) if text.startswith(("{", "[")) else {"detail": text}
+
+    @contextmanager
+    def options(self, **values: Any) -> Iterator[None]:
+        """Settings for a while. Not `override_settings`: hosts never restore keys that config.json does not have yet."""
+        _, before = self.request("/sdapi/v1/options")
+        self.request("/sdapi/v1/options", values)
+        try:
+            yield
+        finally:
+            self.request("/sdapi/v1/options", {key: before[key] for key in values if key in before})
 
     def txt2img(self, *units: Any, **changes: Any) -> Result:
         return self._job("/sdapi/v1/txt2img", units, changes)

@@ -121,7 +121,7 @@ JOBS = {
     "DDIM": {"sampler_name": "DDIM"},
     "adaptive": {"sampler_name": "DPM adaptive"},
     "CFG 1": {"cfg_scale": 1},
-    "NGMS": {"override_settings": {"s_min_uncond": 4.0}},
+    "NGMS": {"s_min_uncond": 4.0},
     "hires": {
         "enable_hr": True, "hr_scale": 1.5, "denoising_strength": 0.6, "hr_upscaler": "Latent",
         "hr_additional_modules": ["Use same choices"],
@@ -148,9 +148,10 @@ def test_a_batch_equals_its_pictures_alone(webui):
 
 
 def test_split_calls_equal_joined_ones(webui):
-    split = {"override_settings": {"batch_cond_uncond": False}}
     joined = webui.txt2img({"images": [RED]}, batch_size=2)
-    assert distance(webui.txt2img({"images": [RED]}, batch_size=2, **split), joined) <= ROUNDING
+    with webui.options(batch_cond_uncond=False):
+        split = webui.txt2img({"images": [RED]}, batch_size=2)
+    assert distance(split, joined) <= ROUNDING
 
 
 def test_img2img_and_inpainting(webui, plain):
