@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import wraps
+
 import gradio as gr
 
 from tests.webui.standin import launching
@@ -18,6 +20,8 @@ class FormComponent:
 class ToolButton(gr.Button):
     """A small button with a symbol."""
 
+    # Gradio 4 tells the browser only of what is in the constructor's signature.
+    @wraps(gr.Button.__init__)
     def __init__(self, value="", *args, elem_classes=(), **kwargs):
         super().__init__(value, *args, elem_classes=["tool", *elem_classes], **kwargs)
 
@@ -48,7 +52,9 @@ class _InputAccordion(gr.Checkbox):
     webui_do_not_create_gradio_pyi_thank_you = True
     global_index = 0
 
-    def __init__(self, value=None, setup: bool = True, **kwargs):
+    @wraps(gr.Checkbox.__init__)
+    def __init__(self, value=None, setup: bool = False, **kwargs):
+        # Without `setup` when gradio 4 makes a copy of the check box to update it.
         if not setup:
             super().__init__(value=value, **kwargs)
             return
@@ -90,4 +96,4 @@ else:
         """A1111's form: a class."""
 
         def __init__(self, value, **kwargs):
-            super().__init__(value=value, **kwargs)
+            super().__init__(value=value, setup=True, **kwargs)
