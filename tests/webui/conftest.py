@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.webui.toys import record as toy_record
+
+if TYPE_CHECKING:
+    from tests.webui.prompting import Prompting
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOYS = Path(__file__).resolve().parent / "toys"
@@ -45,6 +49,14 @@ def clean_host(standin):
     sd_unet.current_unet = None
     sd_models.reload_model_weights()
     standin.reports.clear()
+
+
+@pytest.fixture
+def prompting(clean_host, monkeypatch: pytest.MonkeyPatch) -> Prompting:
+    """The host with sample models, ready for jobs with image prompts."""
+    from tests.webui.prompting import Prompting
+
+    return Prompting(clean_host, monkeypatch)
 
 
 @pytest.fixture

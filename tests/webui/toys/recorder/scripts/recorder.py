@@ -18,6 +18,15 @@ def unet_of(p):
     return objects.unet.model.diffusion_model if objects else p.sd_model.model.diffusion_model
 
 
+hooks = []
+
+
+def unhook():
+    """Take our own hook off, and nobody else's."""
+    while hooks:
+        hooks.pop().remove()
+
+
 def note_unet_call(module, args, kwargs):
     """Pre-hook of the UNet."""
     context = kwargs["context"]
@@ -83,14 +92,12 @@ class Recorder(scripts.Script):
         unet = unet_of(p)
         record.models.append(id(unet))
         record.pbes.append(kwargs)
-        for hook in list(unet._forward_pre_hooks):
-            if unet._forward_pre_hooks[hook] is note_unet_call:
-                del unet._forward_pre_hooks[hook]
-        unet.register_forward_pre_hook(note_unet_call, with_kwargs=True)
+        unhook()
+        hooks.append(unet.register_forward_pre_hook(note_unet_call, with_kwargs=True))
         self._note("process_before_every_sampling")
 
     def postprocess(self, p, processed, *args):
-        unet_of(p)._forward_pre_hooks.clear()
+        unhook()
         self._note("postprocess")
 
 
