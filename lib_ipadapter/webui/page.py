@@ -37,14 +37,14 @@ class PageServices:
         services().models.refresh()
 
     def explain(self, adapter: str, intent: str) -> str:
-        """One line: which adapter and encoder a unit will use, or what is missing and where it was searched."""
+        """One line: which adapter and encoder a unit will use.
+
+        Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
+        """
         base = loaded_base()
         if not base:
             return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
-        try:
-            choice = services().models.choose(adapter, intent, [base])
-        except IPAdapterError as error:
-            return str(error)
+        choice = services().models.choose(adapter, intent, [base])
         return f"{base}: {choice.name} with the encoder {choice.encoder.name} ({choice.spec.tokens} tokens per square)"
 
     def preview(self, references: Sequence[str], crop: str, adapter: str, intent: str) -> list[Image.Image]:
