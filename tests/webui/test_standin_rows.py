@@ -87,7 +87,9 @@ def test_forge_drops_what_was_patched_outside_before_every_sampling(standin, rec
     patched.model_options["transformer_options"]["mark"] = [1]
     other = patched.clone()
     assert other.model is patched.model
-    assert other.model_options["transformer_options"]["mark"] is not patched.model_options["transformer_options"]["mark"]
+    marks = [patcher.model_options["transformer_options"]["mark"] for patcher in (patched, other)]
+    assert marks[0] == marks[1]
+    assert marks[0] is not marks[1], "clone() copies the options deeply"
     model.forge_objects.unet = patched
     standin.txt2img(steps=1)
     assert model.forge_objects.unet is not patched

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from tests.webui.standin import launching
+from tests.webui.standin.nets import fit_odd_sizes
 
 DEFAULTS: dict[str, object] = {"prompt": "a red house", "negative_prompt": "blurry", "steps": 2, "width": 64,
                                "height": 64, "seed": 1, "sampler_name": "Euler", "cfg_scale": 7.0}
@@ -37,6 +38,7 @@ class StandIn:
         self.launch = launching.Launch(self.flavour, self.data_dir, [Path(e).resolve() for e in extensions],
                                        [str(a) for a in argv])
         launching.begin(self.launch)
+        fit_odd_sizes()
         self.first_checkpoint = checkpoints[0] if checkpoints else ""
         self.add_checkpoints(*checkpoints)
         self.server_port: int | None = None
