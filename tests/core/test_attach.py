@@ -432,11 +432,28 @@ def test_a_unet_computed_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -
     step(unet, [make_unit(unet, weight=0.0)], (0, 1), unet_inputs(unet))
 
 
-def test_attention_that_skips_the_query_layer_is_refused() -> None:
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x, context=None: self.to_out(x @ self.to_q.weight.T),
+        lambda self, x, context=None: self.to_out(self.to_out(self.to_q(x))),
+    ],
+    ids=["no query", "two outputs"],
+)
+def test_attention_that_skips_the_query_layer_is_refused(forward: Any) -> None:
     unet = sd15_unet()
     attention = find_cross_attention(unet)[0].module
-    attention.forward = lambda x, context=None: attention.to_out(x @ attention.to_q.weight.T)
+    attention.forward = MethodType(forward, attention)
     with pytest.raises(UnsupportedHostStateError, match=r"input_blocks\.1.*query"):
+        step(unet, [make_unit(unet)], (0, 1), unet_inputs(unet))
+
+
+def test_another_layers_queries_are_not_used() -> None:
+    unet = sd15_unet()
+    first, second = (layer.module for layer in find_cross_attention(unet)[:2])
+    first.forward = lambda x, context=None: first.to_q(x)
+    second.forward = lambda x, context=None: second.to_out(x)
+    with pytest.raises(UnsupportedHostStateError, match=r"input_blocks\.2.*query"):
         step(unet, [make_unit(unet)], (0, 1), unet_inputs(unet))
 
 
