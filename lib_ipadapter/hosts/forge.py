@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ..core.schedule import UNetCall
-from ..library.errors import UnexplainedRowsError
 from .a1111 import interrupted, later_checkpoints
 from .base import CallReader, LaterCheckpoint, StepClock, call_argument, require_step, search_folders
+from .rows import rows_by_context, text_rows
 
 
 class ForgeHost:
@@ -84,32 +84,33 @@ class OptionsReader:
     """Reads the rows from `transformer_options["cond_or_uncond"]`, which the Forge family passes with every call.
 
     Source: backend/sampling/sampling_function.py calc_cond_uncond_batch; 0 is prompt, 1 negative, one entry per
-    chunk of equal size.
+    chunk, and a chunk has a row per picture. Extensions that cut the latent into tiles repeat the whole call's rows and
+    leave the options as they are (lib_multidiffusion/tiled_diffusion.py): such a call is told by its text.
     """
 
     def __init__(self) -> None:
         self._clock = StepClock()
-        self._ready = False
+        self._params: Any = None
 
     def begin_pass(self) -> None:
         self._clock.begin_pass()
+        self._params = None
 
     def begin_step(self, params: Any) -> None:
         self._clock.begin_step(params)
-        self._ready = True
+        self._params = params
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
-        require_step(self._ready)
+        params = self._params
+        require_step(params is not None)
         batch = call_argument(args, kwargs, 0, "x").shape[0]
-        chunks = (kwargs.get("transformer_options") or {}).get("cond_or_uncond")
-        if not chunks or batch % len(chunks):
-            raise UnexplainedRowsError(
-                f"The UNet was called with {batch} rows for {len(chunks or ())} prompt parts, so the image prompt "
-                "cannot tell prompt rows from negative rows. Switch off the extension that changes the batch "
-                "(regional prompts, tiling) or the image prompt."
-            )
-        each = batch // len(chunks)
-        rows = tuple(kind for kind in chunks for _ in range(each))
+        chunks = (kwargs.get("transformer_options") or {}).get("cond_or_uncond") or ()
+        pictures = params.x.shape[0]
+        if chunks and batch == len(chunks) * pictures:
+            rows = tuple(kind for kind in chunks for _ in range(pictures))
+        else:
+            context = call_argument(args, kwargs, 2, "context")
+            rows = rows_by_context(context, text_rows(params.text_cond), text_rows(params.text_uncond), batch)
         return UNetCall(rows=rows, fraction=self._clock.fraction(call_argument(args, kwargs, 1, "timesteps")))
 
 

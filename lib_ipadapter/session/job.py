@@ -19,6 +19,7 @@ from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
 from .planning import plan_units
 from .prepare import PreparedUnit, prepare_unit
 from .services import Services
+from .wrapping import WrappedSample
 
 logger = logging.getLogger("ipadapter")
 
@@ -39,14 +40,19 @@ class Job:
         self._pass: PassAttachment | None = None
         self._plan: PassPlan | None = None
         self._reader = services.host.call_reader(p)
-        self._wrapped: Any = None
         self._passes = 0
+        self._over = False
         self._warned: set[str] = set()
 
     # -- callbacks, in the order the hosts call them
 
     def announce(self) -> None:
-        """Put the requested units where the host's prompt history looks; replaced by what ran, or removed."""
+        """Put the requested units where the host's prompt history looks; replaced by what ran, or removed.
+
+        What an earlier job said goes first: copies of a processing object (X/Y/Z plot) share the dict.
+        """
+        self._retract()
+        self.p.extra_generation_params.pop(WARNING_KEY, None)
         if isinstance(self._request, IPAdapterError):
             return
         for number, unit in self._request.numbered:
@@ -54,20 +60,17 @@ class Job:
             self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
     def wrap_sample(self) -> None:
-        """Wrap `p.sample` on the instance until it returns; wrapping twice is wrapping once."""
+        """Wrap `p.sample` on the instance until it is called; wrapping twice is wrapping once.
+
+        A wrapper that is there already is undone first: of an earlier job of `p` that was never sampled, or of the
+        object that `p` was copied from, whose `sample` would sample that object.
+        """
         p = self.p
-        if self._wrapped is not None and p.__dict__.get("sample") is self._wrapped:
-            return
-        own = p.__dict__.get("sample")
-        inner = p.sample
-
-        def sample(*args: Any, **kwargs: Any) -> Any:
-            if p.__dict__.get("sample") is sample:
-                _restore(p, own)
-            return self._sample(inner, args, kwargs)
-
-        self._wrapped = sample
-        p.sample = sample
+        earlier = p.__dict__.get("sample")
+        while isinstance(earlier, WrappedSample):
+            earlier.undo(p)
+            earlier = p.__dict__.get("sample")
+        p.sample = WrappedSample(p, self._sample)
 
     def before_sampling(self) -> None:
         """Attach to the UNet of the pass (base, hires) that is about to start; called again, it starts afresh."""
@@ -75,7 +78,10 @@ class Job:
             return
         self._reader.begin_pass()
         self._passes += 1
-        self._guarded(self._attach)
+        if self._services.stop_on_failure():
+            self._guarded(self._attach)
+        else:
+            self._attach_or_go_on()
 
     def before_step(self, params: Any) -> None:
         """Follow a UNet that changed between steps (refiner) and tell the reader what this step's rows are.
@@ -95,7 +101,14 @@ class Job:
         self._guarded(follow)
 
     def close(self) -> None:
-        """Leave nothing behind; safe to call at any time and twice."""
+        """Leave nothing behind; safe to call at any time and twice. A wrapper that others still hold does nothing."""
+        self._over = True
+        own = self.p.__dict__.get("sample")
+        if isinstance(own, WrappedSample):
+            own.undo(self.p)
+        self._detach()
+
+    def _detach(self) -> None:
         if self._pass is not None:
             self._pass.close()
         self._pass = None
@@ -104,6 +117,8 @@ class Job:
     # -- inside p.sample
 
     def _sample(self, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._over:
+            return inner(*args, **kwargs)
         self._failure, self._passes = None, 0
         finished = False
         try:
@@ -112,11 +127,12 @@ class Job:
                 finished = True
                 return inner(*args, **kwargs)
             result = inner(*args, **kwargs)
-            self._verify(self._plan)
+            if self._plan is not None:
+                self._verify(self._plan)
             finished = True
             return result
         finally:
-            self.close()
+            self._detach()
             if not finished:
                 self._retract()
 
@@ -174,9 +190,8 @@ class Job:
         """After sampling: raise when the units could not have acted; say nothing of those that did not."""
         if self._failure is not None:
             raise self._failure
-        if self._services.host.interrupted():
-            return
-        if not self._passes:
+        interrupted = self._services.host.interrupted()
+        if not self._passes and not interrupted:
             raise UnsupportedHostStateError(
                 "The picture was sampled without the image prompt: a script samples in its own way and does not tell "
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
@@ -184,6 +199,8 @@ class Job:
         for unit in plan.units:
             if unit.number not in plan.acted:
                 self.p.extra_generation_params.pop(infotext_key(unit.number), None)
+                if interrupted:
+                    continue
                 self._warn(
                     f"Unit {unit.number} did not act: no step of this job lies between its start "
                     f"({unit.unit.start:g}) and its end ({unit.unit.end:g}). Widen the range or use more steps."
@@ -205,6 +222,18 @@ class Job:
         if self._pass is not None:
             self._pass.note(call.fraction)
         return call
+
+    def _attach_or_go_on(self) -> None:
+        """Attach; where that fails and the user asked to go on, sample what is left without image prompts."""
+        try:
+            self._attach()
+        except Exception as error:
+            named = as_named(error, "The image prompt")
+            first = self._passes == 1
+            self._detach()
+            if first:
+                self._retract()
+            self._warn(f"{'Generated' if first else f'Pass {self._passes} was sampled'} without image prompts. {named}")
 
     def _guarded(self, action: Any) -> None:
         """Run a callback's work; keep what it raises and see to it that the UNet raises it."""
@@ -237,10 +266,3 @@ def _infotext(prepared: PreparedUnit) -> str:
     choice = prepared.choice
     ran = {"file": choice.name, "hash": choice.fingerprint[:10], "encoder": choice.encoder.name}
     return unit_to_infotext(prepared.unit, prepared.digests, ran)
-
-
-def _restore(p: Any, own: Any) -> None:
-    if own is None:
-        p.__dict__.pop("sample", None)
-    else:
-        p.sample = own

@@ -12,6 +12,7 @@ from typing import Any
 from modules import scripts
 
 from ..library.errors import IPAdapterError
+from ..session.failures import as_named
 from ..session.job import Job
 from ..units.unit import Request, parse_args
 from . import settings, xyz
@@ -47,6 +48,9 @@ class IPAdapterScript(scripts.Script):
             job.close()
 
     def process(self, p: Any, *args: Any) -> None:
+        if getattr(p, JOB, None) is not None and job_of(p) is None:
+            # A copy of an object with a job shares its infotext, which the other may still have to write.
+            p.extra_generation_params = dict(p.extra_generation_params)
         job = Job(p, read_request(p, args), services())
         setattr(p, JOB, job)
         job.announce()
@@ -83,8 +87,8 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
             for position, unit in enumerate(request.units, start=1)
         )
         return replace(request, units=units)
-    except IPAdapterError as error:
-        return error
+    except Exception as error:
+        return as_named(error, "Reading the IP-Adapter units")
 
 
 def on_cfg_denoiser(params: Any) -> None:

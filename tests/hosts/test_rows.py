@@ -21,7 +21,8 @@ def step(cond: int, uncond: int, *, tokens=77, uncond_tokens=77, at=0, total=4, 
     negative = -1 - torch.arange(uncond * uncond_tokens * 8, dtype=torch.float32).view(uncond, uncond_tokens, 8)
     wrap = (lambda t: {"crossattn": t, "vector": t[:, 0]}) if dicts else (lambda t: t)
     denoiser = SimpleNamespace(step=at, total_steps=total, sampler=SimpleNamespace(funcname="sample_euler"))
-    return SimpleNamespace(text_cond=wrap(text), text_uncond=wrap(negative), denoiser=denoiser)
+    x = torch.zeros(uncond, 4, 8, 8)  # Forge announces a row per picture
+    return SimpleNamespace(x=x, text_cond=wrap(text), text_uncond=wrap(negative), denoiser=denoiser)
 
 
 def reader(*, skips: bool = False, edits: bool = False) -> SequenceReader:
@@ -150,19 +151,76 @@ def test_a_sampler_without_a_total_is_measured_by_its_timesteps():
 
 
 @pytest.mark.parametrize(
-    ("batch", "chunks", "expected"),
-    [(2, [1, 0], (U, C)), (4, [1, 0], (U, U, C, C)), (3, [1, 0, 0], (U, C, C)), (1, [0], (C,)), (2, [0, 1], (C, U))],
+    ("pictures", "chunks", "expected"),
+    [(1, [1, 0], (U, C)), (2, [1, 0], (U, U, C, C)), (1, [1, 0, 0], (U, C, C)), (1, [0], (C,)), (1, [0, 1], (C, U))],
 )
-def test_forge_names_its_chunks(batch, chunks, expected):
+def test_forge_names_its_chunks(pictures, chunks, expected):
     read = OptionsReader()
-    read.begin_step(step(1, 1))
+    read.begin_step(step(pictures, pictures))
+    batch = len(expected)
     args = (torch.zeros(batch, 4, 8, 8), torch.zeros(batch))
     assert read(args, {"transformer_options": {"cond_or_uncond": chunks}}).rows == expected
 
 
+def test_forge_tiles_repeat_the_call_and_are_told_by_their_text():
+    read = OptionsReader()
+    params = step(1, 1)
+    read.begin_step(params)
+    text = torch.cat([params.text_uncond, params.text_cond] * 2)
+    kwargs = {"context": text, "transformer_options": {"cond_or_uncond": [1, 0]}}
+    assert read((torch.zeros(4, 4, 8, 8), torch.zeros(4)), kwargs).rows == (U, C, U, C)
+
+
 @pytest.mark.parametrize("options", [None, {}, {"cond_or_uncond": [1, 0]}])
-def test_forge_rows_that_do_not_divide_are_refused(options):
+def test_forge_rows_without_a_known_text_are_refused(options):
     read = OptionsReader()
     read.begin_step(step(1, 1))
-    with pytest.raises(UnexplainedRowsError, match="3 rows"):
+    with pytest.raises(UnexplainedRowsError, match="3 in this call"):
         read((torch.zeros(3, 4, 8, 8), torch.zeros(3)), {"transformer_options": options})
+
+
+def test_forge_without_a_negative_prompt_knows_the_prompt_alone():
+    read = OptionsReader()
+    params = step(1, 1)
+    params.text_uncond = None
+    read.begin_step(params)
+    assert read((torch.zeros(1, 4, 8, 8), torch.zeros(1)), {"context": params.text_cond}).rows == (C,)
+
+
+def test_tiles_of_a_call_that_fits_the_sequence_by_its_size_alone():
+    """Two tiles of the prompt's call have as many rows as the prompt's and the negative prompt's."""
+    read = reader()
+    for at in range(3):
+        params = step(1, 1, at=at)
+        read.begin_step(params)
+        assert call(read, 2, torch.cat([params.text_cond] * 2)) == (C, C)
+        assert call(read, 2, torch.cat([params.text_uncond] * 2)) == (U, U)
+
+
+def test_tiles_one_by_one_are_not_taken_for_the_next_row():
+    read = reader()
+    for at in range(3):
+        params = step(1, 1, at=at)
+        read.begin_step(params)
+        rows = [call(read, 1, text) for text in (*[params.text_cond] * 2, *[params.text_uncond] * 2)]
+        assert rows == [(C,), (C,), (U,), (U,)]
+
+
+def test_a_text_of_somebody_elses_does_not_disturb_the_sequence():
+    read = reader()
+    params = step(1, 1)
+    read.begin_step(params)
+    assert call(read, 2, torch.full((2, 77, 8), 0.25)) == (C, U)
+
+
+def test_text_is_compared_in_the_calls_dtype():
+    params = step(1, 1)
+    text = params.text_cond / 3
+    assert rows_by_context(text.half(), text, params.text_uncond, 1) == (C,)
+
+
+def test_padding_after_the_text_does_not_hide_it():
+    params = step(1, 1)
+    padded = torch.cat([params.text_uncond, torch.zeros(1, 77, 8)], dim=1)
+    assert rows_by_context(padded, params.text_cond, params.text_uncond, 1) == (U,)
+    assert rows_by_context(params.text_uncond[:, :60], params.text_cond, params.text_uncond, 1) == (U,)

@@ -1,21 +1,18 @@
 """Jobs with image prompts on the stand-in host, and what their UNets really did; the fixture `prompting` hands one out.
 
-`Watch` looks from outside, through torch's global hooks, so that nothing is attached to the UNet under test: per UNet
-call the text of each row and what was added to each cross-attention. `RowByRow` is the reference: the same job without
-our units, its UNet called once per row, with the image attention written down a second time, in plain softmax.
+`watching` has the two instruments: `watch` for what each row of each UNet call got, `reference` for the same job
+computed row by row without our hooks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch import Tensor
 
 from lib_ipadapter.session import job as job_module
 from lib_ipadapter.session.prepare import PreparedUnit
@@ -24,22 +21,12 @@ from tests.sample_models import write_sample_models
 from tests.webui.standin import StandIn
 from tests.webui.standin.host import DEFAULTS, Result
 from tests.webui.toys.record import record
+from tests.webui.watching import COND, NEITHER, UNCOND, Call, RowByRow, Watch
 
 RED, BLUE, GREEN = (encoded(picture(colour)) for colour in ((220, 20, 20), (20, 20, 220), (20, 200, 60)))
-COND, UNCOND, NEITHER = 0, 1, -1
 LONG = "a picture of " + ", ".join(f"thing {number}" for number in range(60))
 TITLE = "IP-Adapter"
 WARNING = "IP-Adapter warning"
-
-
-@dataclass
-class Call:
-    """One call of a UNet: the kind of each row by its text, the step's fraction, and per attn2 (query, added, heads)."""
-
-    unet: int
-    kinds: list[int] = field(default_factory=list)
-    fraction: float = 0.0
-    layers: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
 
 
 class Prompting:
@@ -137,7 +124,7 @@ class Prompting:
     @contextmanager
     def watch(self) -> Iterator[list[Call]]:
         """Collect the UNet calls made inside the block."""
-        with _Watch(self) as watch:
+        with Watch(self.kind) as watch:
             yield watch.calls
 
     def check_rows(self, calls: Sequence[Call]) -> None:
@@ -170,124 +157,16 @@ class Prompting:
 
     def reference(self, *, route: str = "txt2img", **payload: Any) -> list[Tensor]:
         """Latents of the same job computed row by row, with the last job's units and without our hooks."""
-        prepared = list(self.prepared)
-        with _RowByRow(self, prepared):
+        units = list(self.prepared)
+
+        def attention(*args: Any) -> Tensor:
+            self.prepared[:] = units
+            return self.image_attention(*args)
+
+        with RowByRow(self.kind, attention):
             answer = self.post(route=route, **payload)
         assert answer.status_code == 200, answer.text
         return list(self.latents)
-
-
-class _GlobalHooks:
-    """Base: hooks on every module of the process for a while; subclasses know a UNet's cross-attentions by identity."""
-
-    def __init__(self, prompting: Prompting) -> None:
-        self.prompting = prompting
-        self.roles: dict[nn.Module, tuple[str, int, int]] = {}
-        self._known: set[nn.Module] = set()
-
-    def learn(self, unet: nn.Module) -> None:
-        from lib_ipadapter.core.layers import find_cross_attention
-
-        if unet in self._known:
-            return
-        self._known.add(unet)
-        for layer in find_cross_attention(unet):
-            for role in ("to_q", "to_k"):
-                self.roles[layer.module.get_submodule(role)] = (role, layer.key_id, layer.module.heads)
-            self.roles[layer.module.get_submodule("to_out.0")] = ("to_out", layer.key_id, layer.module.heads)
-
-    def __enter__(self) -> Any:
-        self._handles = [register_module_forward_pre_hook(self.before), register_module_forward_hook(self.after)]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def before(self, module: nn.Module, args: Any) -> Any:
-        raise NotImplementedError
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        raise NotImplementedError
-
-
-def _is_unet(module: nn.Module) -> bool:
-    from ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    return isinstance(module, UNetModel)
-
-
-def step_fraction() -> float:
-    """How much of the pass was done before the step under way, by the denoiser's own count."""
-    return record.steps[-1]["step"] / record.steps[-1]["total"]
-
-
-class _Watch(_GlobalHooks):
-    def __init__(self, prompting: Prompting) -> None:
-        super().__init__(prompting)
-        self.calls: list[Call] = []
-        self._query = self._before = None
-
-    def before(self, module: nn.Module, args: Any) -> None:
-        if _is_unet(module):
-            self.learn(module)
-            self.calls.append(Call(id(module), fraction=step_fraction() if record.steps else 0.0))
-        elif self.roles.get(module, ("",))[0] == "to_out":
-            self._before = args[0]
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module not in self.roles:
-            return
-        role, key_id, heads = self.roles[module]
-        call = self.calls[-1]
-        if role == "to_k" and not call.kinds:
-            call.kinds = [self.prompting.kind(row) for row in args[0]]
-        elif role == "to_q":
-            self._query = output
-        elif role == "to_out":
-            call.layers[key_id] = (self._query, args[0] - self._before, heads)
-
-
-class _RowByRow(_GlobalHooks):
-    def __init__(self, prompting: Prompting, prepared: list[PreparedUnit]) -> None:
-        super().__init__(prompting)
-        self.units, self.kind, self.query = prepared, NEITHER, None
-
-    def __enter__(self) -> Any:
-        from ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-        whole = UNetModel.forward
-
-        def by_row(unet: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **more: Any) -> Any:
-            self.learn(unet)
-            rows = []
-            for row in range(x.shape[0]):
-                self.kind = self.prompting.kind(context[row])
-                assert self.kind != NEITHER
-                one = slice(row, row + 1)
-                given = {} if y is None else {"y": y[one]}
-                rows.append(whole(unet, x[one], timesteps[one], context=context[one], **given, **more))
-            return torch.cat(rows)
-
-        self.prompting.patch.setattr(UNetModel, "forward", by_row)
-        self._restore = lambda: self.prompting.patch.setattr(UNetModel, "forward", whole)
-        return super().__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-        super().__exit__()
-
-    def before(self, module: nn.Module, args: Any) -> Any:
-        role, key_id, heads = self.roles.get(module, ("", 0, 0))
-        if role != "to_out":
-            return None
-        self.prompting.prepared[:] = self.units
-        added = self.prompting.image_attention(key_id, self.query, [self.kind], step_fraction(), heads)
-        return (args[0] + added,)
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.roles.get(module, ("",))[0] == "to_q":
-            self.query = output
 
 
 def assert_sentence(text: str) -> None:

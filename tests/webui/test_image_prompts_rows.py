@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.webui.prompting import BLUE, COND, LONG, RED, UNCOND, Prompting, assert_same_latents
+from tests.webui.prompting import BLUE, LONG, RED, Prompting, assert_same_latents
+from tests.webui.watching import COND, UNCOND
 
 C, U = COND, UNCOND
 UNITS = ({"images": [RED], "weight": 0.8}, {"images": [BLUE], "weight": -0.4, "uncond": "black"})
