@@ -2,12 +2,13 @@
 // A unit's state is its hidden text box (a JSON array of references); the server draws the strip from it.
 
 const ipadapterPage = (() => {
+    const ACCORDION = "[id$=_ipadapter].input-accordion";
     const UNIT = ".ipadapter-unit";
     const DROP_ZONE = ".ipadapter-references";
     const MESSAGE = ".ipadapter-references .ipadapter-message [role=status]";
     const UPLOAD_PATIENCE_MS = 120000;
     const MAX_FILE_BYTES = 128 * 1024 * 1024;
-    const checkpointAtLoad = new Map();
+    const loadedFor = new Map();
     let hovered = null;
     let focusAfterRemoval = null;
 
@@ -125,7 +126,7 @@ const ipadapterPage = (() => {
     function onClick(event) {
         const target = event.target;
         if (!(target instanceof Element)) return;
-        const accordion = target.closest(".ipadapter-accordion, [id$=_ipadapter].input-accordion");
+        const accordion = target.closest(ACCORDION);
         if (accordion && target.closest(".label-wrap")) setTimeout(() => load(accordion, true), 0);
         const unit = target.closest(UNIT);
         if (!unit) return;
@@ -173,8 +174,14 @@ const ipadapterPage = (() => {
         return Array.from(transfer?.types ?? []).some(type => type === "Files" || type === "text/uri-list");
     }
 
+    function unmark() {
+        for (const zone of document.querySelectorAll(".ipadapter-dragging")) {
+            zone.classList.remove("ipadapter-dragging");
+        }
+    }
+
     function onDragOver(event) {
-        for (const zone of document.querySelectorAll(".ipadapter-dragging")) zone.classList.remove("ipadapter-dragging");
+        unmark();
         const zone = dropZone(event);
         if (!zone || !carriesPicture(event.dataTransfer)) return;
         event.preventDefault();
@@ -184,8 +191,7 @@ const ipadapterPage = (() => {
     }
 
     function onDragEnd(event) {
-        if (event.type === "dragleave" && event.relatedTarget) return;
-        for (const zone of document.querySelectorAll(".ipadapter-dragging")) zone.classList.remove("ipadapter-dragging");
+        if (event.type !== "dragleave" || !event.relatedTarget) unmark();
     }
 
     function onDrop(event) {
@@ -202,28 +208,38 @@ const ipadapterPage = (() => {
         }
     }
 
-    function checkpointName() {
-        return document.querySelector("#setting_sd_model_checkpoint input")?.value ?? "";
+    // What the adapter list and the previews depend on beside the accordion itself: the chosen checkpoint, and the last
+    // result, because some hosts load a checkpoint only with the first picture.
+    function surroundings(accordion) {
+        const result = document.querySelector(`#html_info_${accordion.id.replace("_ipadapter", "")} p`);
+        const checkpoint = document.querySelector("#setting_sd_model_checkpoint input");
+        return (checkpoint?.value ?? "") + (result?.textContent ?? "");
     }
 
-    // The adapter list is read when the accordion opens, and again when another checkpoint has been chosen since.
+    function isCheckpointLoading() {
+        const status = document.querySelector("#setting_sd_model_checkpoint > .wrap");
+        return Boolean(status && !status.classList.contains("hide"));
+    }
+
     function load(accordion, always) {
-        const name = checkpointName();
-        if (!accordion.querySelector(".label-wrap.open")) return;
-        if (!always && checkpointAtLoad.get(accordion.id) === name) return;
-        checkpointAtLoad.set(accordion.id, name);
+        const now = surroundings(accordion);
+        if (!accordion.querySelector(".label-wrap.open") || isCheckpointLoading()) return;
+        if (!always && loadedFor.get(accordion.id) === now) return;
+        loadedFor.set(accordion.id, now);
         accordion.querySelector(".ipadapter-load")?.click();
     }
 
     function onPointerOver(event) {
         if (!(event.target instanceof Element)) return;
         hovered = event.target.closest(DROP_ZONE);
-        const accordion = event.target.closest("[id$=_ipadapter].input-accordion");
+        const accordion = event.target.closest(ACCORDION);
         if (accordion) load(accordion, false);
     }
 
-    // After the server has redrawn the page: keep the keyboard where it was, and mark the tabs of units that act.
+    // After the server has redrawn the page: read the lists again if something changed, keep the keyboard where it was,
+    // and mark the tabs of units that act.
     function afterUpdate() {
+        for (const accordion of document.querySelectorAll(ACCORDION)) load(accordion, false);
         if (focusAfterRemoval) {
             const {unit, index} = focusAfterRemoval;
             focusAfterRemoval = null;

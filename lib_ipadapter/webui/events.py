@@ -118,26 +118,28 @@ class Events:
         return message_line(problem or line, error=bool(problem))
 
     def list_adapters(self, *settings: str) -> list[Any]:
-        """New choices for every unit's adapter list, then every unit's line.
+        """New choices for every unit's adapter list, then every unit's line, then every unit's preview.
 
-        `settings` are all units' adapters, then all units' intents. A chosen adapter stays chosen even where the list
-        does not have it: the line says what is wrong with it.
+        `settings` are all units' adapters, intents, references and crops, in that order. A chosen adapter stays chosen
+        even where the list does not have it: the line says what is wrong with it.
         """
-        count = len(settings) // 2
+        count = len(settings) // 4
+        adapters, intents, references, crops = (settings[at : at + count] for at in range(0, 4 * count, count))
         names, problem = attempt(self._services.adapter_names, ())
         choices = [ADAPTER.default, *(name for name, _ in names)]
-        lists = [gr.update(choices=with_chosen(choices, adapter)) for adapter in settings[:count]]
+        lists = [gr.update(choices=with_chosen(choices, adapter)) for adapter in adapters]
         if problem:
-            return lists + [message_line(problem)] * count
-        pairs = zip(settings[:count], settings[count:], strict=True)
-        return lists + [self.explain(adapter, intent) for adapter, intent in pairs]
+            return lists + [message_line(problem)] * count + [""] * count
+        lines = [self.explain(adapter, intent) for adapter, intent in zip(adapters, intents, strict=True)]
+        units = zip(references, crops, adapters, intents, strict=True)
+        return lists + lines + [self.draw_preview(*unit) for unit in units]
 
     def refresh(self, *settings: str) -> list[Any]:
         """Look at the model folders again, then as `list_adapters`."""
         _, problem = attempt(self._services.refresh_models, None)
         updates = self.list_adapters(*settings)
-        half = len(updates) // 2
-        return updates[:half] + [message_line(problem)] * half if problem else updates
+        count = len(updates) // 3
+        return updates[:count] + [message_line(problem)] * count + updates[2 * count :] if problem else updates
 
     def delete_stored(self, *references: str) -> list[str]:
         """Empty the store; returns the panel's message line, and every unit's strip drawn anew."""

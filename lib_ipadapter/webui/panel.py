@@ -167,15 +167,18 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
 def _listen(events: Events, units: Sequence[UnitTab], notice: Any, load: Any, delete: Any) -> None:
     """Connect the components. Nothing waits for the queue in which generations stand."""
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    adapters = [unit.fields[ADAPTER.name] for unit in units]
-    intents = [unit.fields[INTENT.name] for unit in units]
     images = [unit.fields[IMAGES.name] for unit in units]
-    lists = [*adapters, *(unit.adapter_line for unit in units)]
-    load.click(events.list_adapters, inputs=adapters + intents, outputs=lists, **quiet)
+    settings = [unit.fields[spec.name] for spec in (ADAPTER, INTENT, IMAGES, CROP) for unit in units]
+    shown = [
+        *(unit.fields[ADAPTER.name] for unit in units),
+        *(unit.adapter_line for unit in units),
+        *(unit.preview for unit in units),
+    ]
+    load.click(events.list_adapters, inputs=settings, outputs=shown, **quiet)
     delete.click(events.delete_stored, inputs=images, outputs=[notice, *(unit.strip for unit in units)], **quiet)
     for unit in units:
         _listen_to_unit(events, unit, quiet)
-        unit.refresh.click(events.refresh, inputs=adapters + intents, outputs=lists, **quiet)
+        unit.refresh.click(events.refresh, inputs=settings, outputs=shown, **quiet)
 
 
 def _listen_to_unit(events: Events, unit: UnitTab, quiet: dict[str, Any]) -> None:

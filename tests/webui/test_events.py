@@ -159,12 +159,15 @@ def test_the_preview_gets_values_and_not_labels(page):
 
 
 def test_the_adapter_list_starts_with_auto_and_keeps_what_is_chosen(page):
-    updates = page.events.list_adapters("auto", "gone.safetensors", "Image", "Style")
+    references = added(page, write_picture(page.folder, "a.png"))
+    settings = ("auto", "gone.safetensors", "Image", "Style", references, "", "Centre", "Pad")
+    updates = page.events.list_adapters(*settings)
     assert updates[0]["choices"] == ["auto", "ip-adapter_sd15", "ip-adapter-plus_sd15"]
     assert updates[1]["choices"][-1] == "gone.safetensors"
-    assert [text_of(line) for line in updates[2:]] == ["auto for image", "gone.safetensors for style"]
+    assert [text_of(line) for line in updates[2:4]] == ["auto for image", "gone.safetensors for style"]
+    assert [len(images_in(preview)) for preview in updates[4:]] == [1, 0]
     assert "refresh_models" not in page.services.asked
-    page.events.refresh("auto", "Image")
+    assert page.events.refresh(*settings) == updates
     assert "refresh_models" in page.services.asked
 
 
@@ -176,9 +179,9 @@ def test_a_named_error_becomes_its_sentence(page, method):
     setattr(page.services, method, fail)
     references = added(page, write_picture(page.folder, "a.png"))
     answers = {
-        "adapter_names": lambda: page.events.list_adapters("auto", "Image")[-1],
+        "adapter_names": lambda: page.events.list_adapters("auto", "Image", "", "Centre")[1],
         "explain": lambda: page.events.explain("auto", "Image"),
-        "refresh_models": lambda: page.events.refresh("auto", "Image")[-1],
+        "refresh_models": lambda: page.events.refresh("auto", "Image", "", "Centre")[1],
         "preview": lambda: page.events.draw_preview(references, "Centre", "auto", "Image"),
     }
     html = answers[method]()
