@@ -7,7 +7,8 @@ plain UNets use torch's fused attention, so nothing is gained on a slow baseline
 On CUDA: float16, SD1.5 at 512x512 and SDXL at 1024x1024, cond and uncond in one call, wall time. On the CPU such a
 step takes minutes, so widths and depths stay and the latent is smaller, which makes the units' fixed costs weigh more;
 one thread, CPU time of that thread, so that other work on the machine does not show. `--quick` is for CI: SD1.5 with
-half the channels, one case, under a minute, exit status 1 above 1.15.
+half the channels, one case, under a minute, exit status 1 when the median and the ratio of the fastest steps are
+above 1.15.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Result:
     ratio: float
     lowest: float
     highest: float
+    fastest_ratio: float
 
 
 @dataclass
@@ -92,7 +94,8 @@ def main() -> int:
         options.models, options.cases = [QUICK], ["16x1"]
     results = list(run(options, device))
     print(json.dumps([asdict(result) for result in results], indent=2) if options.json else table(results, device))
-    return int(options.quick and any(result.ratio > CEILING for result in results))
+    # Both must say so: on a busy machine the median of a few pairs strays by a tenth, the fastest steps do not.
+    return int(options.quick and any(min(r.ratio, r.fastest_ratio) > CEILING for r in results))
 
 
 def run(options: argparse.Namespace, device: str) -> Iterator[Result]:
@@ -118,6 +121,7 @@ def run(options: argparse.Namespace, device: str) -> Iterator[Result]:
                     ratio=statistics.median(ratios),
                     lowest=min(ratios),
                     highest=max(ratios),
+                    fastest_ratio=min(with_units for _, with_units in samples) / min(plain for plain, _ in samples),
                 )
                 print(f"{model}, {subject.name}, {case}: {result.ratio:.3f}", file=sys.stderr, flush=True)
                 yield result
@@ -239,12 +243,12 @@ def table(results: list[Result], device: str) -> str:
     lines = [
         f"UNet step with image prompts ÷ without; torch {torch.__version__}, {name}",
         "",
-        "| model | pixels | dtype | implementation | tokens | units | plain ms | ratio | lowest-highest | pairs |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | pixels | dtype | implementation | tokens | units | plain ms | ratio | lowest-highest | fastest | pairs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {r.model} | {r.pixels} | {r.dtype} | {r.implementation} | {r.tokens} | {r.units} | {r.plain_ms:.1f} "
-        f"| {r.ratio:.3f} | {r.lowest:.3f}-{r.highest:.3f} | {r.pairs} |"
+        f"| {r.ratio:.3f} | {r.lowest:.3f}-{r.highest:.3f} | {r.fastest_ratio:.3f} | {r.pairs} |"
         for r in results
     ]
     return "\n".join(lines)
