@@ -243,7 +243,7 @@ def table(results: list[Result], device: str) -> str:
     lines = [
         f"UNet step with image prompts ÷ without; torch {torch.__version__}, {name}",
         "",
-        "| model | pixels | dtype | implementation | tokens | units | plain ms | ratio | lowest-highest | fastest | pairs |",
+        "| model | pixels | dtype | code | tokens | units | plain ms | ratio | lowest-highest | fastest | pairs |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [
