@@ -55,8 +55,9 @@ class Job:
         self.p.extra_generation_params.pop(WARNING_KEY, None)
         if isinstance(self._request, IPAdapterError):
             return
+        store = self._services.store()
         for number, unit in self._request.numbered:
-            stored = [value for value in unit.images if value.startswith("sha256:")]
+            stored = [value for value in unit.images if store.has(value)]
             self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
     def wrap_sample(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.webui.toys import record as toy_record
 
 if TYPE_CHECKING:
+    from tests.webui.as_found import Around
     from tests.webui.prompting import Prompting
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -57,6 +58,14 @@ def prompting(clean_host, monkeypatch: pytest.MonkeyPatch) -> Prompting:
     from tests.webui.prompting import Prompting
 
     return Prompting(clean_host, monkeypatch)
+
+
+@pytest.fixture
+def around(prompting: Prompting) -> Around:
+    """`around(job)` runs a job and checks that the host is as it was before."""
+    from tests.webui.as_found import Around
+
+    return Around(prompting)
 
 
 @pytest.fixture

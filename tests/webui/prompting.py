@@ -80,7 +80,8 @@ class Prompting:
 
     def post(self, *units: Any, route: str = "txt2img", **payload: Any) -> Any:
         """The host's raw answer to a job with these units."""
-        self.latents.clear(), self.prepared.clear(), self.jobs.clear(), record.steps.clear()
+        for kept in (self.latents, self.prepared, self.jobs, record.steps, self.standin.reports):
+            kept.clear()
         payload = DEFAULTS | payload
         if route == "img2img":
             payload.setdefault("init_images", [GREEN])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from collections.abc import Callable
@@ -12,63 +11,12 @@ import pytest
 import torch
 
 from lib_ipadapter.encoders.clip_vision import VisionEncoder
-from lib_ipadapter.session.wrapping import WrappedSample
 from tests.e2e.client import encoded, picture
+from tests.webui.as_found import Around, host, unet
 from tests.webui.prompting import BLUE, RED, Prompting
 
 UNIT = {"images": [RED], "weight": 0.8}
 HIRES = {"enable_hr": True, "hr_scale": 2.0, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
-
-
-def host() -> Any:
-    from lib_ipadapter.webui.process import services
-
-    return services().host
-
-
-def unet() -> torch.nn.Module:
-    loaded = host().loaded_unet()
-    assert loaded is not None
-    return loaded
-
-
-def snapshot() -> dict[str, Any]:
-    """Every attribute name and hook of every module of the UNet, and how many callbacks the host holds."""
-    from modules import script_callbacks
-
-    found: dict[str, Any] = {}
-    for path, module in unet().named_modules():
-        state = vars(module)
-        hooks = {
-            name: [id(hook) for hook in value.values() if getattr(hook, "__name__", "") != "note_unet_call"]
-            for name, value in state.items()
-            if name.endswith("_hooks")
-        }
-        found[path] = (id(module), sorted(state), hooks, type(module).forward)
-    found["callbacks"] = {name: len(entries) for name, entries in script_callbacks.callback_map.items()}
-    return found
-
-
-def assert_left_as_found(prompting: Prompting, before: dict[str, Any], plain: list[bytes]) -> None:
-    assert snapshot() == before
-    for p in prompting.jobs:
-        assert "sample" not in vars(p)
-    prompting.standin.reports.clear()
-    assert prompting.run().pixels == plain
-    assert snapshot() == before
-
-
-@pytest.fixture
-def around(prompting: Prompting):
-    """Run what the test hands over between two plain pictures and two snapshots."""
-    plain = prompting.run().pixels
-    before = snapshot()
-
-    def check(happens: Callable[[], Any]) -> None:
-        happens()
-        assert_left_as_found(prompting, before, plain)
-
-    return check
 
 
 JOBS: dict[str, dict[str, Any]] = {
@@ -81,13 +29,13 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_after_success(prompting: Prompting, around: Any, name: str) -> None:
+def test_after_success(prompting: Prompting, around: Around, name: str) -> None:
     around(lambda: prompting.run(UNIT, {"images": [BLUE], "weight": 0.3}, **JOBS[name]))
 
 
 @pytest.mark.parametrize("how", ["interrupt", "skip"])
 @pytest.mark.parametrize("batches", [1, 2])
-def test_after_stopping_the_job(prompting: Prompting, around: Any, how: str, batches: int) -> None:
+def test_after_stopping_the_job(prompting: Prompting, around: Around, how: str, batches: int) -> None:
     from modules import script_callbacks, shared
 
     def stop(_params: Any) -> None:
@@ -117,7 +65,7 @@ def test_a_unit_whose_start_was_never_reached_is_not_claimed(prompting: Promptin
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_after_an_error_inside_the_unet(prompting: Prompting, around: Any, step: int) -> None:
+def test_after_an_error_inside_the_unet(prompting: Prompting, around: Around, step: int) -> None:
     calls = 0
 
     def fail(_module: Any, _args: Any, _output: Any) -> None:
@@ -138,7 +86,7 @@ def test_after_an_error_inside_the_unet(prompting: Prompting, around: Any, step:
     around(job)
 
 
-def test_after_an_error_while_decoding(prompting: Prompting, around: Any) -> None:
+def test_after_an_error_while_decoding(prompting: Prompting, around: Around) -> None:
     from modules import processing_loop
 
     def fail(*_args: Any, **_kwargs: Any) -> None:
@@ -153,7 +101,7 @@ def test_after_an_error_while_decoding(prompting: Prompting, around: Any) -> Non
 
 
 @pytest.mark.parametrize("name", ["process_batch", "process_before_every_sampling", "on_cfg_denoiser", "postprocess"])
-def test_after_an_error_of_another_script(prompting: Prompting, around: Any, record: Any, name: str) -> None:
+def test_after_an_error_of_another_script(prompting: Prompting, around: Around, record: Any, name: str) -> None:
     def job() -> None:
         record.fail_in = name
         assert prompting.post(UNIT).status_code == 200
@@ -195,7 +143,7 @@ def _noting(method: Callable[..., Any], seen: list[torch.nn.Module]) -> Callable
     return noted
 
 
-def test_after_reloading_the_page(prompting: Prompting, around: Any) -> None:
+def test_after_reloading_the_page(prompting: Prompting, around: Around) -> None:
     def reload() -> None:
         first = prompting.run(UNIT).pixels
         prompting.standin.reload_ui()
@@ -203,182 +151,6 @@ def test_after_reloading_the_page(prompting: Prompting, around: Any) -> None:
         assert prompting.run(UNIT).pixels == first
 
     around(reload)
-
-
-def nested(prompting: Prompting, units: tuple[Any, ...], copied: bool) -> tuple[list[bytes], list[bytes]]:
-    """A job with a unit whose `postprocess_image` runs another one, as detailers do; the pixels of both."""
-    from modules import scripts
-    from modules.processing import StableDiffusionProcessingImg2Img, process_images
-
-    inner: list[bytes] = []
-    runner = scripts.scripts_txt2img
-
-    def postprocess_image(p: Any, pp: Any) -> None:
-        if inner:
-            return
-        if copied:
-            p2 = copy.copy(p)
-            p2.seed, p2.prompt = 99, "a nested job"
-        else:
-            p2 = StableDiffusionProcessingImg2Img(init_images=[pp.image], **_fields(p))
-            p2.scripts = scripts.scripts_img2img if units else None
-            p2.script_args = tuple(_arguments(scripts.scripts_img2img, units))
-        inner.append(b"")
-        inner[:] = [image.tobytes() for image in process_images(p2).images]
-        assert "sample" not in vars(p2)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "postprocess_image", postprocess_image)
-        outer = prompting.run(UNIT, n_iter=2)
-    assert "IP-Adapter unit 1" in outer.infotexts[0]
-    assert "IP-Adapter unit 1" in outer.infotexts[1]
-    return outer.pixels, inner
-
-
-def _fields(p: Any) -> dict[str, Any]:
-    names = ("prompt", "negative_prompt", "sampler_name", "steps", "cfg_scale", "width", "height", "outpath_samples")
-    return {name: getattr(p, name) for name in names} | {"seed": 5, "denoising_strength": 0.6,
-                                                         "do_not_save_samples": True}  # fmt: skip
-
-
-def _arguments(runner: Any, units: tuple[Any, ...]) -> list[Any]:
-    values = [None if control is None else control.value for control in runner.inputs]
-    values[0] = 0
-    script = next(script for script in runner.scripts if script.title() == "IP-Adapter")
-    if units:
-        values[script.args_from : script.args_from + len(units)] = units
-    return values
-
-
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize("units", [(), (UNIT,), ({"images": [BLUE], "weight": 1.0},)])
-def test_a_nested_job_has_a_scope_of_its_own(prompting: Prompting, around: Any, units: Any, copied: bool) -> None:
-    alone = prompting.run(UNIT, n_iter=2).pixels
-
-    def job() -> None:
-        outer, inner = nested(prompting, units, copied)
-        assert inner
-        assert outer == alone
-
-    around(job)
-
-
-def test_a_nested_jobs_units_act_and_only_its_own(prompting: Prompting) -> None:
-    _, without = nested(prompting, (), copied=False)
-    _, red = nested(prompting, (UNIT,), copied=False)
-    _, blue = nested(prompting, ({"images": [BLUE], "weight": 1.0},), copied=False)
-    assert without != red
-    assert red != blue
-    assert without != blue
-
-
-def test_copies_of_a_processing_object_as_the_plot_makes_them(prompting: Prompting, around: Any) -> None:
-    from modules.api import api
-    from modules.processing import process_images
-
-    alone = [prompting.run(UNIT, seed=seed).pixels for seed in (3, 4)]
-
-    def plot(p: Any) -> Any:
-        cells = []
-        for seed in (3, 4):
-            cell = copy.copy(p)
-            cell.seed = seed
-            cells.append(process_images(cell))
-            assert "sample" not in vars(cell)
-        assert [[image.tobytes() for image in cell.images] for cell in cells] == alone
-        return cells[-1]
-
-    def job() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "process_images", plot)
-            prompting.run(UNIT)
-
-    around(job)
-
-
-def test_a_copy_made_while_wrapped_samples_itself(prompting: Prompting, around: Any) -> None:
-    """Between `process_batch` and sampling, `p.sample` is ours; a copy carries that along."""
-    from modules import scripts
-    from modules.processing import process_images
-
-    alone, other = prompting.run(UNIT).pixels, prompting.run(UNIT, seed=77).pixels
-    runner, inner = scripts.scripts_txt2img, []
-    process_batch = runner.process_batch
-
-    def with_copy(p: Any, **kwargs: Any) -> None:
-        process_batch(p, **kwargs)
-        if not inner:
-            assert isinstance(vars(p)["sample"], WrappedSample)
-            inner.append(b"")
-            copied = copy.copy(p)
-            copied.seed = 77
-            inner[:] = [image.tobytes() for image in process_images(copied).images]
-            assert "sample" not in vars(copied)
-
-    def job() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "process_batch", with_copy)
-            assert prompting.run(UNIT).pixels == alone
-        assert inner == other
-
-    around(job)
-
-
-def test_a_job_that_ends_between_wrapping_and_sampling(prompting: Prompting, around: Any) -> None:
-    """img2img batch goes on with the same object after a picture failed: wrapped once, not twice."""
-    from modules import processing_base
-    from modules.api import api
-    from modules.processing import process_images
-
-    alone = prompting.run(UNIT).pixels
-    setup = processing_base.StableDiffusionProcessing.setup_conds
-
-    def fail(_p: Any) -> None:
-        raise RuntimeError("told to fail")
-
-    def twice(p: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(p), "setup_conds", fail)
-            with pytest.raises(RuntimeError, match="told to fail"):
-                process_images(p)
-        return process_images(p)
-
-    def job() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api, "process_images", twice)
-            assert prompting.run(UNIT).pixels == alone
-        assert processing_base.StableDiffusionProcessing.setup_conds is setup
-
-    around(job)
-
-
-def test_another_extension_that_restores_our_wrapper_later(prompting: Prompting, around: Any) -> None:
-    """It wraps `p.sample` after us, calls ours, and puts ours back when it is done."""
-    from modules import scripts
-
-    alone = prompting.run(UNIT).pixels
-    runner = scripts.scripts_txt2img
-    process_batch = runner.process_batch
-
-    def also_wrap(p: Any, **kwargs: Any) -> None:
-        process_batch(p, **kwargs)
-        ours = p.sample
-
-        def sample(*args: Any, **named: Any) -> Any:
-            try:
-                return ours(*args, **named)
-            finally:
-                p.sample = ours
-
-        p.sample = sample
-
-    def job() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(runner, "process_batch", also_wrap)
-            first = prompting.run(UNIT, n_iter=2)
-            assert first.pixels[:1] == alone
-
-    around(job)
 
 
 def test_nothing_of_a_job_stays_in_memory_but_the_bounded_cache(prompting: Prompting) -> None:
