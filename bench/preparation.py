@@ -79,7 +79,7 @@ def measure(choice: Choice, runs: int) -> dict[str, float]:
 
 
 def import_milliseconds(runs: int) -> float:
-    """Processor time that importing the extension's packages takes in a process that has torch, numpy and PIL, as a WebUI has."""
+    """Processor time that importing the extension's packages takes where torch, numpy and PIL are loaded."""
     code = (
         "import torch, numpy, PIL.Image, safetensors.torch, logging, time; t = time.process_time(); "
         "import lib_ipadapter.session.job, lib_ipadapter.hosts.select, lib_ipadapter.units.schema; "

@@ -117,9 +117,16 @@ class _VisionModel(torch.nn.Module):
         super().__init__()
         self.embeddings = _Embeddings(spec)
         self.pre_layrnorm = torch.nn.LayerNorm(spec.hidden_dim, device="meta")
-        self.encoder = torch.nn.Module()
-        self.encoder.layers = torch.nn.ModuleList(_Layer(spec) for _ in range(spec.depth))
+        self.encoder = _Layers(spec)
         self.post_layernorm = torch.nn.LayerNorm(spec.hidden_dim, device="meta")
+
+
+class _Layers(torch.nn.Module):
+    """Holds the layers under the name that the files give them; the tower runs them itself."""
+
+    def __init__(self, spec: VisionEncoderSpec) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(_Layer(spec) for _ in range(spec.depth))
 
 
 class _Embeddings(torch.nn.Module):

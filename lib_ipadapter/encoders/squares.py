@@ -92,7 +92,7 @@ def _centre(image: Image.Image, side: int) -> Image.Image:
 def _padded(image: Image.Image, side: int) -> Image.Image:
     longest = max(image.size)
     width, height = (max(1, round(edge * side / longest)) for edge in image.size)
-    canvas = Image.new("RGB", (side, side), PAD_COLOUR)
+    canvas = Image.new("RGB", (side, side), PAD_COLOUR)  # pyright: ignore[reportArgumentType] - Pillow 9 says int
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     canvas.paste(resized, ((side - width) // 2, (side - height) // 2))
     return canvas

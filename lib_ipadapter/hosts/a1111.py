@@ -52,6 +52,12 @@ class A1111Host:
         model = sd_models.model_data.sd_model
         return model.model.diffusion_model if model is not None else None
 
+    def selected_checkpoint(self) -> Path | None:
+        return selected_checkpoint()
+
+    def has_workers(self) -> bool:
+        return has_workers()
+
     def later_checkpoints(self, p: Any) -> Sequence[LaterCheckpoint]:
         return later_checkpoints(p)
 
@@ -97,6 +103,22 @@ def later_checkpoints(p: Any) -> list[LaterCheckpoint]:
     refiner = getattr(p, "refiner_checkpoint_info", None)
     named = (("hires", hires), ("refiner", refiner))
     return [LaterCheckpoint(role, info.name, Path(info.filename)) for role, info in named if info is not None]
+
+
+def selected_checkpoint() -> Path | None:
+    """The file behind the setting "Stable Diffusion checkpoint"; the same setting on every host."""
+    from modules import sd_models, shared
+
+    title = shared.opts.data.get("sd_model_checkpoint")
+    info = sd_models.get_closet_checkpoint_match(title) if title else None
+    return Path(info.filename) if info is not None else None
+
+
+def has_workers() -> bool:
+    """Whether stable-diffusion-webui-distributed (under whatever folder name it has) is enabled."""
+    from modules import extensions
+
+    return any(extension.enabled and "distributed" in extension.name.lower() for extension in extensions.extensions)
 
 
 def interrupted() -> bool:

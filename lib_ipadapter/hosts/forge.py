@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..core.schedule import UNetCall
-from .a1111 import interrupted, later_checkpoints
+from .a1111 import has_workers, interrupted, later_checkpoints, selected_checkpoint
 from .base import CallReader, LaterCheckpoint, StepClock, call_argument, require_step, search_folders
 from .rows import rows_by_context, text_rows
 
@@ -48,6 +48,12 @@ class ForgeHost:
         model = sd_models.model_data.sd_model
         objects = getattr(model, "forge_objects", None)
         return objects.unet.model.diffusion_model if objects is not None else None
+
+    def selected_checkpoint(self) -> Path | None:
+        return selected_checkpoint()
+
+    def has_workers(self) -> bool:
+        return has_workers()
 
     def later_checkpoints(self, p: Any) -> Sequence[LaterCheckpoint]:
         return later_checkpoints(p)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from ..units.schema import schema
@@ -16,8 +16,8 @@ from .version import VERSION
 PREFIX = "/ipadapter/v1"
 
 
-def add_routes(demo: Any, app: FastAPI) -> None:
-    """Add the routes; `demo` is the page, which they do not need (the host's callback hands over both)."""
+def add_routes(demo: Any, app: Any) -> None:
+    """Add the routes to the FastAPI application `app`; the host's callback hands over the page `demo` too."""
     from modules import shared
 
     if not getattr(shared.cmd_opts, "api", False) and not getattr(shared.cmd_opts, "nowebui", False):

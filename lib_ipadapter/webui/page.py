@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..core.layers import find_cross_attention
 from ..encoders.squares import Framing, preview
+from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError
 from ..session.planning import base_of
 from ..session.prepare import choice_view
@@ -27,7 +28,7 @@ class PageServices:
         return image_store()
 
     def inline_references(self) -> bool:
-        return settings.inline_references()
+        return settings.inline_references() or services().host.has_workers()
 
     def adapter_names(self) -> list[tuple[str, str]]:
         """(name, label) of the adapters for the loaded checkpoint, all supported ones while none is loaded."""
@@ -73,8 +74,17 @@ def page_services() -> PageServices:
 
 
 def loaded_base() -> str:
-    """The base of the checkpoint that is loaded now, or an empty string."""
-    unet: Any = services().host.loaded_unet()
+    """The base of the checkpoint that the next job will use, or an empty string.
+
+    The selected file's header says it before the file is loaded (Forge loads with the first job); where it does not
+    (no file, an unknown layout), the loaded UNet does.
+    """
+    host = services().host
+    selected = host.selected_checkpoint()
+    info = checkpoint_base(selected) if selected is not None else None
+    if info is not None and info.base:
+        return info.base
+    unet: Any = host.loaded_unet()
     if unet is None:
         return ""
     try:

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 SECONDS = 600
+SIDE = 64
+"""Pixels of a side: the smallest picture that every host makes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Client:
 
     @contextmanager
     def options(self, **values: Any) -> Iterator[None]:
-        """Settings for a while. Not `override_settings`: hosts never restore keys that config.json does not have yet."""
+        """Settings for a while. Not `override_settings`: hosts never restore keys that config.json lacks."""
         _, before = self.request("/sdapi/v1/options")
         self.request("/sdapi/v1/options", values)
         try:
@@ -60,13 +62,13 @@ class Client:
         return self._job("/sdapi/v1/txt2img", units, changes)
 
     def img2img(self, *units: Any, **changes: Any) -> Result:
-        changes.setdefault("init_images", [encoded(picture((90, 140, 60), (128, 128)))])
+        changes.setdefault("init_images", [encoded(picture((90, 140, 60), (SIDE, SIDE)))])
         changes.setdefault("denoising_strength", 0.75)
         return self._job("/sdapi/v1/img2img", units, changes)
 
     def _job(self, path: str, units: tuple[Any, ...], changes: dict[str, Any]) -> Result:
         body: dict[str, Any] = {
-            "prompt": "a cat in a garden", "steps": 4, "width": 128, "height": 128, "seed": 1, "cfg_scale": 5,
+            "prompt": "a cat in a garden", "steps": 4, "width": SIDE, "height": SIDE, "seed": 1, "cfg_scale": 5,
             "sampler_name": "Euler", "send_images": True, "save_images": False,
         }  # fmt: skip
         body |= changes

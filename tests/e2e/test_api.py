@@ -10,7 +10,7 @@ import time
 import pytest
 from PIL import Image
 
-from tests.e2e.client import Client, Result, distance, encoded, picture
+from tests.e2e.client import SIDE, Client, Result, distance, encoded, picture
 
 RED = encoded(picture((220, 20, 20)))
 BLUE = encoded(picture((20, 20, 220)))
@@ -155,8 +155,8 @@ def test_split_calls_equal_joined_ones(webui):
 
 
 def test_img2img_and_inpainting(webui, plain):
-    mask = Image.new("L", (128, 128))
-    mask.paste(255, (32, 40, 96, 90))
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (16, 20, 48, 44))
     jobs = {
         "img2img": {},
         "whole picture": {"mask": encoded(mask), "inpaint_full_res": False},
