@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +64,7 @@ class View:
 class EncoderPool:
     """Encodes pictures with whatever encoder each unit needs, holding one encoder at a time.
 
-    `encoded` counts the squares that really went through an encoder, `seconds` the time they and the loading took.
+    `encoded` counts the squares that really went through an encoder.
     """
 
     def __init__(self, host: Host, cache: ResultCache) -> None:
@@ -74,7 +73,6 @@ class EncoderPool:
         self._loaded: tuple[str, VisionEncoder] | None = None
         self.device = host.device()
         self.encoded = 0
-        self.seconds = 0.0
 
     def __enter__(self) -> EncoderPool:
         return self
@@ -119,13 +117,11 @@ class EncoderPool:
         return self._cache.get_or_make(key, Tensor, measured)
 
     def _run(self, encoder: EncoderFile, view: View, pixels: Tensor) -> Tensor:
-        started = time.perf_counter()
         features = self._load(encoder)(pixels, want=view.want)
         chosen = features.pooled if view.want == "pooled" else features.hidden
         assert chosen is not None
         result = chosen.float().cpu()
         self.encoded += pixels.shape[0]
-        self.seconds += time.perf_counter() - started
         return result
 
     def _load(self, encoder: EncoderFile) -> VisionEncoder:
