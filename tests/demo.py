@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tests.sample_models import write_sample_models
-from tests.webui.standin import StandIn
+from tests.webui.standin import StandIn, installed_flavour
 from tests.webui.standin.host import Result, encode
+from tests.webui.standin.launching import FLAVOURS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TILE = 256
@@ -38,7 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     """Generate, write the contact sheet, print where it is, what changed and how long each stage took."""
     parser = argparse.ArgumentParser(prog="dev.py demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "out" / "demo", help="folder for the contact sheet")
-    out: Path = parser.parse_args(argv).out
+    parser.add_argument("--host", choices=FLAVOURS, default=installed_flavour(), help="whose environment this is")
+    options = parser.parse_args(argv)
+    if options.host != installed_flavour():
+        parser.error(f"this environment is {installed_flavour()}'s; start it with: dev.py demo --host {options.host}")
+    out: Path = options.out
     stages: list[tuple[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="ipadapter-demo-") as folder:
         started = time.perf_counter()
