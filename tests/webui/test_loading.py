@@ -80,9 +80,9 @@ host = StandIn(extensions=[], data_dir=data)
 before = set(sys.modules)
 from modules import script_loading
 sys.path.insert(0, str(extensions[0]))
-started = time.perf_counter()
+started = time.process_time()
 script_loading.load_module(str(extensions[0] / "scripts" / "ipadapter.py"))
-seconds = time.perf_counter() - started
+seconds = time.process_time() - started
 new = {name.split(".")[0] for name in set(sys.modules) - before}
 print(json.dumps({"seconds": seconds, "new": sorted(new)}))
 """
@@ -167,8 +167,8 @@ def test_loading_imports_nothing_heavy_and_is_quick(tmp_path: Path) -> None:
     measured = json.loads(host_process(LIGHT, tmp_path / "data", REPOSITORY).splitlines()[-1])
     heavy = {"transformers", "diffusers", "insightface", "onnxruntime", "cv2", "open_clip", "timm", "sklearn", "scipy"}
     assert not heavy & set(measured["new"])
-    # The budget is 150 ms with compiled files on an idle machine; a heavy package would take seconds.
-    assert measured["seconds"] < 1.5, measured
+    # The budget is 150 ms on an idle machine; of processor time, as others may be busy too.
+    assert measured["seconds"] < 0.6, measured
 
 
 def test_routes_obey_the_hosts_password(tmp_path: Path) -> None:
@@ -180,7 +180,6 @@ def test_routes_are_there_with_the_api_alone(
     standin: object, monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], there: bool
 ) -> None:
     from fastapi import FastAPI
-    from fastapi.testclient import TestClient
     from modules import shared
 
     from lib_ipadapter.webui import api
@@ -189,9 +188,15 @@ def test_routes_are_there_with_the_api_alone(
         monkeypatch.setattr(shared.cmd_opts, name, flags.get(name, False))
     app = FastAPI()
     api.add_routes(None, app)
-    answers = {name: TestClient(app).get(f"/ipadapter/v1/{name}") for name in ("version", "schema", "models")}
-    assert {answer.status_code for answer in answers.values()} == {200 if there else 404}
-    if there:
-        assert answers["version"].json()["notice"] == ""
-        assert set(answers["models"].json()) == {"folders", "missing", "problems", "files"}
-        assert answers["schema"].json()["maxUnits"] == 4
+    ours = {route.path for route in app.routes if "ipadapter" in route.path}
+    assert ours == ({f"/ipadapter/v1/{name}" for name in ("version", "schema", "models")} if there else set())
+
+
+def test_what_the_routes_answer(standin: object) -> None:
+    from lib_ipadapter.webui import api
+    from lib_ipadapter.webui.version import VERSION
+
+    version = api.version()
+    assert (version["version"], version["notice"]) == (VERSION, "")
+    assert set(api.models()) == {"folders", "missing", "problems", "files"}
+    assert api.unit_schema()["maxUnits"] == 4
