@@ -95,3 +95,23 @@ def test_each_row_gets_the_image_attention_of_its_text(prompting: Prompting, nam
     prompting.check_rows(calls)
     ours = list(prompting.latents)
     assert_same_latents(ours, prompting.reference(**case.payload))
+
+
+@pytest.mark.parametrize("payload", [{"batch_size": 2}, {"prompt": "a cat AND a dog"}, {"sampler_name": "Heun"}])
+def test_split_calls_give_the_picture_of_joined_ones(prompting: Prompting, payload: dict[str, Any]) -> None:
+    """A1111 by its setting, Forge because memory is short."""
+    from modules import shared
+
+    prompting.run(*UNITS, **payload)
+    joined = list(prompting.latents)
+    if prompting.is_forge:
+        from backend import memory_management
+
+        prompting.patch.setattr(memory_management, "free_memory_bytes", 1)
+    else:
+        shared.opts.set("batch_cond_uncond", False)
+    with prompting.watch() as calls:
+        prompting.run(*UNITS, **payload)
+    assert all(len(set(call.kinds)) == 1 for call in calls), "no call has both kinds"
+    prompting.check_rows(calls)
+    assert_same_latents(prompting.latents, joined)
