@@ -64,6 +64,9 @@ class A1111Host:
     def call_reader(self, p: Any) -> CallReader:
         return SequenceReader(_skips_negative, _edits)
 
+    def hides_errors(self) -> bool:
+        return False
+
     def interrupted(self) -> bool:
         return interrupted()
 

@@ -77,6 +77,10 @@ class Host(Protocol):
 
     def call_reader(self, p: Any) -> CallReader: ...
 
+    def hides_errors(self) -> bool:
+        """Whether what the running job raises while sampling would be lost instead of shown."""
+        ...
+
     def interrupted(self) -> bool:
         """Whether the user stopped or skipped the running job."""
         ...

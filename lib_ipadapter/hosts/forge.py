@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,15 @@ class ForgeHost:
 
     def call_reader(self, p: Any) -> CallReader:
         return OptionsReader()
+
+    def hides_errors(self) -> bool:
+        """reForge and Classic run the page's jobs on the main thread, whose loop prints an exception and drops it.
+
+        Source: modules_forge/main_thread.py, loop; Forge's keeps `last_exception` and raises it for the page.
+        """
+        worker = sys.modules.get("modules_forge.main_thread")
+        on_main_thread = threading.current_thread() is threading.main_thread()
+        return worker is not None and not hasattr(worker, "last_exception") and on_main_thread
 
     def interrupted(self) -> bool:
         return interrupted()

@@ -60,6 +60,22 @@ class Job:
             stored = [value for value in unit.images if store.has(value)]
             self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
+    def before_batch(self) -> None:
+        """Where an error raised while sampling would be lost, find it now, say it, and end the job without a picture.
+
+        The hosts end a job whose batch has no prompts (modules/processing.py, process_images_inner) and show its
+        comments.
+        """
+        services = self._services
+        if not services.host.hides_errors() or not services.stop_on_failure():
+            return
+        try:
+            self._plan_or_raise()
+        except Exception as error:
+            self._retract()
+            self._warn(f"Stopped. {as_named(error, 'The image prompt')}")
+            self.p.prompts = []
+
     def wrap_sample(self) -> None:
         """Wrap `p.sample` on the instance until it is called; wrapping twice is wrapping once.
 

@@ -55,6 +55,11 @@ class IPAdapterScript(scripts.Script):
         setattr(p, JOB, job)
         job.announce()
 
+    def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
+        job = job_of(p)
+        if job is not None:
+            job.before_batch()
+
     def process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         job = job_of(p)
         if job is not None:

@@ -44,6 +44,7 @@ class FakeHost:
         self.net: nn.Module = unet
         self.later: list[Any] = []
         self.stopped = False
+        self.hiding = False
         self.room: list[int] = []
 
     def version(self) -> str:
@@ -66,6 +67,15 @@ class FakeHost:
 
     def call_reader(self, p: Any) -> Reader:
         return Reader()
+
+    def selected_checkpoint(self) -> Path | None:
+        return None
+
+    def has_workers(self) -> bool:
+        return False
+
+    def hides_errors(self) -> bool:
+        return self.hiding
 
     def interrupted(self) -> bool:
         return self.stopped
@@ -90,6 +100,7 @@ class FakeProcessing:
         self.host, self.steps = host, steps
         self.extra_generation_params: dict[str, Any] = {}
         self.comments: list[str] = []
+        self.prompts = ["a cat"]
         self.job: Any = None
 
     def comment(self, text: str) -> None:

@@ -201,3 +201,30 @@ def test_nothing_is_prepared_for_units_that_are_off(host: FakeHost, folder: Path
         p, _ = start(host, folder / "nothing here", asked)
         assert torch.equal(p.sample()[0], plain)
         assert p.extra_generation_params == {}
+
+
+def test_where_errors_are_lost_the_batch_ends_with_the_sentence_instead(host: FakeHost, folder: Path) -> None:
+    host.hiding = True
+    p, job = start(host, folder, request(Unit(images=(RED,), adapter="nothing-like-it")))
+    job.before_batch()
+    assert p.prompts == []
+    assert "nothing-like-it" in p.comments[0]
+    assert KEY not in p.extra_generation_params
+
+
+def test_where_errors_are_lost_a_job_that_can_run_runs(host: FakeHost, folder: Path) -> None:
+    plain = FakeProcessing(host).sample()
+    host.hiding = True
+    p, job = start(host, folder)
+    job.before_batch()
+    assert p.prompts == ["a cat"]
+    assert p.comments == []
+    assert not torch.equal(p.sample()[0], plain[0])
+
+
+def test_where_errors_are_shown_nothing_ends_early(host: FakeHost, folder: Path) -> None:
+    p, job = start(host, folder, request(Unit(images=(RED,), adapter="nothing-like-it")))
+    job.before_batch()
+    assert p.prompts == ["a cat"]
+    with pytest.raises(IPAdapterError, match="nothing-like-it"):
+        p.sample()
