@@ -43,6 +43,9 @@ class BenchHost:
     def device(self) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
+    def dtype(self) -> torch.dtype:
+        return torch.float16 if torch.cuda.is_available() else torch.float32
+
     def make_room(self, size: int) -> None:
         return None
 

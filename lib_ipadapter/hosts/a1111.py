@@ -75,7 +75,19 @@ class A1111Host:
 
         return torch.device(devices.device)
 
+    def dtype(self) -> torch.dtype:
+        from modules import devices
+
+        return torch.float32 if self.device().type == "cpu" else devices.dtype
+
     def make_room(self, size: int) -> None:
+        """With medvram or lowvram, the part of the model that ran last (text encoder, VAE) leaves the device first."""
+        from modules import shared
+
+        if getattr(shared.sd_model, "lowvram", False):
+            from modules import lowvram
+
+            lowvram.send_everything_to_cpu()
         self.release()
 
     def release(self) -> None:

@@ -89,6 +89,10 @@ class Host(Protocol):
         """Where encoders and projectors run."""
         ...
 
+    def dtype(self) -> torch.dtype:
+        """What encoders compute in there: the precision that the host was started with, float32 on the CPU."""
+        ...
+
     def make_room(self, size: int) -> None:
         """Ask for `size` bytes on the device before an encoder is loaded."""
         ...

@@ -15,7 +15,7 @@ from torch import nn
 from ..core.schedule import UNetCall
 from .a1111 import has_workers, interrupted, later_checkpoints, selected_checkpoint
 from .base import CallReader, LaterCheckpoint, StepClock, call_argument, require_step, search_folders
-from .rows import rows_by_context, text_rows
+from .rows import contradicts, rows_by_context, text_rows
 
 
 class ForgeHost:
@@ -78,6 +78,14 @@ class ForgeHost:
     def device(self) -> torch.device:
         return torch.device(_memory().get_torch_device())
 
+    def dtype(self) -> torch.dtype:
+        memory, device = _memory(), self.device()
+        if device.type == "cpu":
+            return torch.float32
+        if memory.should_use_fp16(device):
+            return torch.float16
+        return torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+
     def make_room(self, size: int) -> None:
         _memory().free_memory(int(size * 1.2), self.device())
 
@@ -123,11 +131,13 @@ class OptionsReader:
         batch = call_argument(args, kwargs, 0, "x").shape[0]
         chunks = (kwargs.get("transformer_options") or {}).get("cond_or_uncond") or ()
         pictures = params.x.shape[0]
-        if chunks and batch == len(chunks) * pictures:
-            rows = tuple(kind for kind in chunks for _ in range(pictures))
-        else:
-            context = call_argument(args, kwargs, 2, "context")
-            rows = rows_by_context(context, text_rows(params.text_cond), text_rows(params.text_uncond), batch)
+        context = call_argument(args, kwargs, 2, "context")
+        cond, uncond = text_rows(params.text_cond), text_rows(params.text_uncond)
+        rows = tuple(kind for kind in chunks for _ in range(pictures))
+        # Guidance extensions (SAG) pass the negative text as the prompt of a call of its own.
+        alone = len(set(chunks)) == 1 and uncond is not None
+        if len(rows) != batch or (alone and contradicts(context, cond, uncond, rows)):
+            rows = rows_by_context(context, cond, uncond, batch)
         return UNetCall(rows=rows, fraction=self._clock.fraction(call_argument(args, kwargs, 1, "timesteps")))
 
 

@@ -48,6 +48,10 @@ class WrongEncoderError(IPAdapterError):
     """An encoder's features are missing or not of the width an adapter's projector was made for."""
 
 
+class NotANumberError(IPAdapterError):
+    """An encoder or an adapter computed NaN or infinity, which would make the picture black."""
+
+
 class UnsupportedHostStateError(IPAdapterError):
     """The host is in a state in which the image prompt cannot act as asked (old host, TensorRT, tiled calls...)."""
 

@@ -54,13 +54,17 @@ class Listing:
     def find(self, name: str) -> FoundFile:
         """Find a file by the name a person would use: below its folder or its last part, with extension or without.
 
-        Case does not matter. A name below a folder beats a last part, and one with its extension beats one without.
+        Case does not matter. A name below a folder beats a last part, and one with its extension beats one without; a
+        searched folder's own name or the whole path may stand before it. Equal files count as one.
         Raises: AdapterNotFoundError when there is none; AdapterFileError, naming them, when several fit.
         """
         wanted = name.strip().replace("\\", "/").lower()
-        for key in (_whole, _whole_stem, _last, _last_stem):
+        for key in (_whole, _whole_stem, _with_folder, _full_path, _last, _last_stem):
             found = [file for file in self.files if key(file) == wanted]
             if len(found) == 1:
+                return found[0]
+            # One file in two searched folders (a copy, a link) is no question of which.
+            if found and len({fingerprint(file.path) for file in found}) == 1:
                 return found[0]
             if found:
                 paths = ", ".join(str(file.path) for file in found)
@@ -82,9 +86,10 @@ class Listing:
         """The searched folders for a message, with what is wrong with them."""
         if not self.folders:
             return "no folder (none is set)"
-        return ", ".join(
+        folders = ", ".join(
             f"{folder} (which does not exist)" if folder in self.missing else str(folder) for folder in self.folders
         )
+        return f"{folders} ({' '.join(self.problems)})" if self.problems else folders
 
 
 def _whole(file: FoundFile) -> str:
@@ -93,6 +98,14 @@ def _whole(file: FoundFile) -> str:
 
 def _whole_stem(file: FoundFile) -> str:
     return file.stem.lower()
+
+
+def _with_folder(file: FoundFile) -> str:
+    return f"{file.folder.name}/{file.name}".lower()
+
+
+def _full_path(file: FoundFile) -> str:
+    return file.path.as_posix().lower()
 
 
 def _last(file: FoundFile) -> str:

@@ -47,6 +47,8 @@ class ResultCache:
         """Keep `value`, which takes `size` bytes. One that is larger than the cap is not kept."""
         with self._lock:
             self._drop(key)
+            if size > self._cap:
+                return
             self._entries[key] = (value, size)
             self._held += size
             self._trim()

@@ -20,6 +20,7 @@ from ..core.embeds import Features
 from ..encoders.clip_vision import VisionEncoder, Want, load_vision_encoder, pixel_tensor
 from ..encoders.squares import Framing, to_squares
 from ..hosts.base import Host
+from ..library.errors import NotANumberError
 from ..library.spec import VisionEncoderSpec
 from ..units.images import open_picture
 from .cache import ResultCache
@@ -72,6 +73,7 @@ class EncoderPool:
         self._cache = cache
         self._loaded: tuple[str, VisionEncoder] | None = None
         self.device = host.device()
+        self.dtype = host.dtype()
         self.encoded = 0
 
     def __enter__(self) -> EncoderPool:
@@ -121,6 +123,7 @@ class EncoderPool:
         chosen = features.pooled if view.want == "pooled" else features.hidden
         assert chosen is not None
         result = chosen.float().cpu()
+        require_finite(f"The encoder {encoder.name}", self.dtype, result)
         self.encoded += pixels.shape[0]
         return result
 
@@ -128,11 +131,19 @@ class EncoderPool:
         if self._loaded is not None and self._loaded[0] == encoder.fingerprint:
             return self._loaded[1]
         self.release()
-        dtype = torch.float32 if self.device.type == "cpu" else torch.float16
-        self._host.make_room(encoder_bytes(encoder.spec, dtype))
-        loaded = load_vision_encoder(encoder.spec, encoder.path, device=self.device, dtype=dtype)
+        self._host.make_room(encoder_bytes(encoder.spec, self.dtype))
+        loaded = load_vision_encoder(encoder.spec, encoder.path, device=self.device, dtype=self.dtype)
         self._loaded = (encoder.fingerprint, loaded)
         return loaded
+
+
+def require_finite(what: str, dtype: torch.dtype, *tensors: Tensor) -> None:
+    """Refuse values that would make the picture black. Raises: NotANumberError."""
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise NotANumberError(
+            f"{what} gave values that are not numbers in {dtype}. The file may be damaged; if it is not, this device "
+            "needs full precision: start the WebUI with --no-half (A1111) or --all-in-fp32 (Forge)."
+        )
 
 
 def negative_pixels(uncond: str, side: int, seed: int) -> Tensor:

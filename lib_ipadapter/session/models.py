@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ class Models:
     def adapter_names(self, base: str) -> list[tuple[str, str]]:
         """(name, label) of every picture adapter for `base`, of every supported one when it is empty."""
         files = [file for file in self._listing().adapters(base or None) if _takes_pictures(file.report)]
-        return [(file.name, f"{file.stem} ({_label(file.report)})") for file in files]
+        times = Counter(file.name for file in files)
+        names = [file.name if times[file.name] == 1 else f"{file.folder.name}/{file.name}" for file in files]
+        return [(name, f"{file.stem} ({_label(file.report)})") for name, file in zip(names, files, strict=True)]
 
     def choose(self, adapter: str, intent: str, bases: Sequence[str]) -> Choice:
         """The adapter called `adapter`, or the best one for `intent`, and its encoder.
@@ -107,7 +110,7 @@ class Models:
             raise failure
         raise AdapterNotFoundError(
             f"There is no adapter for {' or '.join(bases)} in {self._listing().searched()}. Put one into "
-            "models/ipadapter (the README names the files) and refresh the list."
+            f"models/ipadapter (the README names the files) and refresh the list.{_unreadable(self._listing())}"
         )
 
     def _with_encoder(self, file: FoundFile, spec: AdapterSpec) -> Choice:
@@ -124,7 +127,7 @@ class Models:
             wanted = _ENCODER_TITLES.get(name, "CLIP vision")
             raise EncoderNotFoundError(
                 f"{file.name} needs a {wanted} encoder with {width}-wide {spec.feature} features, and there is none in "
-                f"{listing.searched()}. Put one into models/ipadapter or models/clip_vision."
+                f"{listing.searched()}. Put one into models/ipadapter or models/clip_vision.{_unreadable(listing)}"
             )
         best, described = found[0], found[0].report.vision_encoder
         assert described is not None
@@ -148,6 +151,12 @@ class Models:
 
 
 _ENCODER_TITLES = {"clip_h": "CLIP ViT-H/14", "clip_g": "CLIP ViT-bigG/14", "clip_l_336": "CLIP ViT-L/14-336"}
+
+
+def _unreadable(listing: Listing) -> str:
+    """What is wrong with the first damaged files, which may be the very ones that are missed; empty if none are."""
+    damaged = [f"{file.name}: {file.report.message}" for file in listing.files if file.report.status == "unreadable"]
+    return "".join(f" {sentence}" for sentence in damaged[:3])
 
 
 def _positions(file: FoundFile) -> int:

@@ -58,12 +58,18 @@ def attach_pass(
         UnitAttention(
             unit.name,
             dict(unit.kv),
-            layer_weights(unit.unit.intent, layers, unit.unit.weight),
+            layer_weights(_layers_for(unit), layers, unit.unit.weight),
             unit.window,
         )
         for unit in fitting
     ]
     return PassAttachment(unet, attach(unet, attentions, read_call), plan, fitting)
+
+
+def _layers_for(unit: PreparedUnit) -> str:
+    """The intent that chooses the layers: an adapter trained for composition alone acts on all of them."""
+    intent = unit.unit.intent
+    return "image" if intent == "composition" and unit.choice.spec.variant == "composition" else intent
 
 
 def check_pass(unet: nn.Module, layers: Sequence[CrossAttentionLayer], unit: PreparedUnit) -> None:

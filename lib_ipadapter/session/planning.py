@@ -35,7 +35,7 @@ def plan_units(
     bases = [base_of(unet, layers)]
     for later in services.host.later_checkpoints(p):
         info = checkpoint_base(later.path)
-        if info is not None:
+        if info is not None and info.base:
             bases.append(info.base)
     services.models.refresh()
     for number, unit in units:

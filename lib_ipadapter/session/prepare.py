@@ -21,7 +21,7 @@ from ..library.errors import BadImageError
 from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
-from .features import EncoderPool, Reference, View, as_features
+from .features import EncoderPool, Reference, View, as_features, require_finite
 from .models import Choice
 
 logger = logging.getLogger("ipadapter")
@@ -86,8 +86,7 @@ def read_references(number: int, unit: Unit, store: ImageStore) -> list[Referenc
 
 
 def _keys_and_values(unit: Unit, choice: Choice, references: Sequence[Reference], pool: EncoderPool) -> LayerKV:
-    device = pool.device
-    adapter = load_adapter(choice.spec, choice.path, device=device)
+    adapter = load_adapter(choice.spec, choice.path, device=pool.device)
     view = choice_view(choice, unit.crop)
     features = torch.cat([pool.reference(choice.encoder, view, reference) for reference in references])
     cond = adapter.project(as_features(view, features))
@@ -99,8 +98,9 @@ def _keys_and_values(unit: Unit, choice: Choice, references: Sequence[Reference]
     else:
         uncond = adapter.project(as_features(view, pool.negative(choice.encoder, view, unit.uncond, references)))
     tokens = pair_tokens(cond, uncond, unit.combine)  # type: ignore[arg-type]
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
-    return {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(tokens, dtype=dtype).items()}
+    kv = {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(tokens, dtype=pool.dtype).items()}
+    require_finite(f"The adapter {choice.name}", pool.dtype, *(tensor for pair in kv.values() for tensor in pair))
+    return kv
 
 
 def choice_view(choice: Choice, crop: str) -> View:

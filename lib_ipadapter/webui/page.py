@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, cast
 
 from PIL import Image
@@ -81,9 +83,9 @@ def loaded_base() -> str:
     """
     host = services().host
     selected = host.selected_checkpoint()
-    info = checkpoint_base(selected) if selected is not None else None
-    if info is not None and info.base:
-        return info.base
+    base = _base_of_file(selected) if selected is not None and selected.is_file() else ""
+    if base:
+        return base
     unet: Any = host.loaded_unet()
     if unet is None:
         return ""
@@ -91,3 +93,15 @@ def loaded_base() -> str:
         return base_of(unet, find_cross_attention(unet))
     except IPAdapterError:
         return ""
+
+
+def _base_of_file(path: Path) -> str:
+    status = path.stat()
+    return _base_of_content(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _base_of_content(path: Path, size: int, modified: int) -> str:
+    """The base in a checkpoint's header; a file of another size or time is read again."""
+    info = checkpoint_base(path)
+    return info.base if info is not None else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from modules import scripts
 
-from ..library.errors import IPAdapterError
+from ..library.errors import BadUnitError, IPAdapterError
 from ..session.failures import as_named
 from ..session.job import Job
 from ..units.unit import Request, parse_args
@@ -87,6 +87,7 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
     try:
         request = parse_args(args, settings.max_units())
         changes = xyz.values_of(p)
+        _require_running(request, changes)
         units = tuple(
             replace(unit, **{field: value for (number, field), value in changes.items() if number == position})
             for position, unit in enumerate(request.units, start=1)
@@ -94,6 +95,17 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
         return replace(request, units=units)
     except Exception as error:
         return as_named(error, "Reading the IP-Adapter units")
+
+
+def _require_running(request: Request, changes: dict[tuple[int, str], Any]) -> None:
+    """Refuse a plot whose axis would change nothing. Raises: BadUnitError."""
+    running = {number for number, _ in request.numbered}
+    for number, field in changes:
+        if number not in running:
+            raise BadUnitError(
+                f"The X/Y/Z plot changes {field} of IP-Adapter unit {number}, which does not run. Switch it and "
+                "IP-Adapter on and give the unit a reference picture, or choose another axis."
+            )
 
 
 def on_cfg_denoiser(params: Any) -> None:

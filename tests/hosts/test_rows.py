@@ -224,3 +224,18 @@ def test_padding_after_the_text_does_not_hide_it():
     padded = torch.cat([params.text_uncond, torch.zeros(1, 77, 8)], dim=1)
     assert rows_by_context(padded, params.text_cond, params.text_uncond, 1) == (U,)
     assert rows_by_context(params.text_uncond[:, :60], params.text_cond, params.text_uncond, 1) == (U,)
+
+
+def test_forge_guidance_that_passes_the_negative_as_a_prompt_is_told_by_its_text():
+    read = OptionsReader()
+    params = step(1, 1)
+    params.x = torch.zeros(1, 4, 8, 8)
+    read.begin_step(params)
+    options = {"cond_or_uncond": [0]}
+
+    def rows(text: torch.Tensor) -> tuple[int, ...]:
+        args = (torch.zeros(1, 4, 8, 8), torch.zeros(1))
+        return read(args, {"context": text, "transformer_options": options}).rows
+
+    assert rows(params.text_uncond) == (U,)
+    assert rows(params.text_cond) == (C,)

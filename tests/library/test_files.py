@@ -78,8 +78,23 @@ def test_a_whole_name_beats_a_last_part(folders: tuple[Path, Path]) -> None:
     assert scan(folders).find("sdxl/same").path == folders[0] / "sdxl" / "same.safetensors"
 
 
+def test_one_file_in_two_folders_is_no_question(folders: tuple[Path, Path]) -> None:
+    for folder in folders:
+        put(folder / "copied.safetensors")
+    assert scan(folders).find("copied").path == folders[0] / "copied.safetensors"
+
+
+def test_a_folder_or_the_path_tells_two_files_of_one_name(folders: tuple[Path, Path]) -> None:
+    first, second = put(folders[0] / "two.safetensors"), put(folders[1] / "two.safetensors", PLUS)
+    with pytest.raises(AdapterFileError, match="2 files"):
+        scan(folders).find("two.safetensors")
+    assert scan(folders).find("ipadapter/two.safetensors").path == first
+    assert scan(folders).find("ControlNet/two.safetensors").path == second
+    assert scan(folders).find(str(second)).path == second
+
+
 def test_ambiguous_and_unknown_names(folders: tuple[Path, Path]) -> None:
-    other = put(folders[1] / "more" / "same.safetensors")
+    other = put(folders[1] / "more" / "same.safetensors", PLUS)
     (folders[1] / "same.safetensors").unlink()
     with pytest.raises(AdapterFileError, match="2 files are called 'same'") as ambiguous:
         scan(folders).find("same")

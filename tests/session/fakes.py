@@ -83,6 +83,9 @@ class FakeHost:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
     def make_room(self, size: int) -> None:
         self.room.append(size)
 

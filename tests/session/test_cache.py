@@ -68,3 +68,12 @@ def test_threads_never_push_it_over_its_bound() -> None:
     cache.put("last", 1, 7)
     assert cache.held_bytes <= 50
     assert max(seen) <= 50 + 4 * 7
+
+
+def test_what_is_larger_than_the_cache_leaves_the_rest_alone() -> None:
+    cache = ResultCache(100)
+    cache.put("a", "kept", 40)
+    cache.put("big", "too large", 101)
+    assert cache.get("a", str) == "kept"
+    assert cache.get("big", str) is None
+    assert cache.held_bytes == 40
