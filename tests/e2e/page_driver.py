@@ -143,6 +143,10 @@ def generate(page: Any, tab: str = "txt2img") -> tuple[bytes, str]:
     )
     if page.query_selector(log):
         return b"", page.evaluate(read, log)
+    # reForge's and Classic's page drops errors; there a job ends without a picture and says why in a comment.
+    comment = page.evaluate(read, f"#html_log_{tab} .comments")
+    if "IP-Adapter: Stopped" in comment:
+        return b"", comment
     page.wait_for_selector(f"#{tab}_gallery img", timeout=PATIENCE_MS)
     page.wait_for_timeout(300)
     source = page.evaluate("selector => document.querySelector(selector).src", f"#{tab}_gallery img")
