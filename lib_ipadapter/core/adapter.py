@@ -8,7 +8,6 @@ time. Everything is computed in the projector's dtype or in float32, whatever au
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from ..library.errors import AdapterFileError, IPAdapterError, WrongEncoderError
 from ..library.spec import AdapterSpec
+from .autocast import without_autocast
 from .checkpoint import read_tensors
 from .embeds import Features, ImageTokens
 from .projections import build_projector
@@ -48,7 +48,7 @@ class Adapter:
         options: dict[str, float | bool] = {}
         if self.spec.projector.family == "face_plus":
             options = {"shortcut": self.spec.kind == "faceid_plus_v2", "s_scale": s_scale}
-        with _without_autocast(inputs[0].device):
+        with without_autocast(inputs[0].device):
             return self.projector(*inputs, **options)
 
     def zero_features(self, n: int, hidden: Tensor | None = None) -> Features:
@@ -80,7 +80,7 @@ class Adapter:
         rows = torch.empty((2, *tokens.cond.shape[1:]), device=tokens.cond.device, dtype=torch.float32)
         rows[COND], rows[UNCOND] = tokens.cond[0], tokens.uncond[0]
         dtype = dtype or tokens.cond.dtype
-        with _without_autocast(rows.device):
+        with without_autocast(rows.device):
             return {
                 key_id: (_matmul(rows, self.to_k[key_id]).to(dtype), _matmul(rows, self.to_v[key_id]).to(dtype))
                 for key_id in sorted(self.to_k)
@@ -140,10 +140,3 @@ def load_adapter(
 def _matmul(rows: Tensor, weight: Tensor) -> Tensor:
     # Moved in the stored dtype and widened on the device: half the traffic, and only one layer in float32 at a time.
     return rows @ weight.to(rows.device).to(rows.dtype).T
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Switch off the host's autocast for this device; devices that torch has no autocast for need nothing."""
-    if device.type in ("cuda", "cpu", "xpu"):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

@@ -9,7 +9,6 @@ host that replaces its layers gets its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..core.autocast import without_autocast
 from ..core.checkpoint import read_tensors
 from ..core.embeds import Features
 from ..library.errors import AdapterFileError
@@ -100,7 +100,7 @@ class VisionEncoder(torch.nn.Module):
             )
         model = self.vision_model
         weight = model.embeddings.class_embedding
-        with _without_autocast(weight.device):
+        with without_autocast(weight.device):
             x = model.pre_layrnorm(model.embeddings(pixels.to(device=weight.device, dtype=weight.dtype)))
             *layers, last = model.encoder.layers
             for layer in layers:
@@ -204,8 +204,3 @@ class _MLP(torch.nn.Module):
         x = self.fc1(x)
         # quick_gelu is OpenAI's own approximation (CLIP/clip/model.py, QuickGELU); their weights were trained with it
         return self.fc2(x * torch.sigmoid(1.702 * x) if self.quick else F.gelu(x))
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast off where the hosts can have it on; other device types refuse the question in older torch."""
-    return torch.autocast(device.type, enabled=False) if device.type in ("cuda", "cpu") else nullcontext()

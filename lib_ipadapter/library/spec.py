@@ -52,7 +52,8 @@ class ProjectorSpec:
     - `face_mlp`: MLP `512 -> tokens * output_dim`, LayerNorm
     - `face_plus`: `face_mlp` whose tokens query a Perceiver over CLIP's hidden states (`hidden_dim` wide)
 
-    `dim`, `heads` and `depth` describe the Perceiver; a head is always 64 wide. They are 0 where there is none.
+    `dim`, `heads` and `depth` describe the Perceiver, a head is always 64 wide; in an MLP `dim` is its inner width.
+    What a family has not is 0.
     """
 
     family: ProjectorFamily
@@ -95,9 +96,8 @@ class AdapterSpec:
 class VisionEncoderSpec:
     """A CLIP vision tower, sized from its tensors. `layout` is how its keys are written.
 
-    `projected_dim` is 0 when the file has no projection; `image_size` follows from the position count and
-    the patch size. `tensors` maps transformers' names (`vision_model....`, `visual_projection.weight`) to a
-    file's names where they correspond one to one; open_clip files are mapped by the encoder itself.
+    `projected_dim` is 0 when the file has no projection; `image_size` follows from the position count and the patch
+    size. `prefix` is what precedes `vision_model.` or `visual.` in the file's names; `encoders.layouts` maps the rest.
     """
 
     name: str
