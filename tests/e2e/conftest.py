@@ -1,21 +1,16 @@
-"""The WebUI that e2e tests talk to: the one named with --webui, otherwise a stand-in started for them; a browser."""
+"""The WebUI that e2e tests talk to: the one named with --webui, otherwise a stand-in started for them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.serving import ANNOUNCEMENT, REPOSITORY
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
-BROWSER_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
 @pytest.fixture(scope="session")
@@ -52,17 +47,3 @@ def _address(server: subprocess.Popen[str], log: Path) -> str:
         if line.startswith(ANNOUNCEMENT):
             return line.removeprefix(ANNOUNCEMENT).strip()
     raise AssertionError(f"the stand-in did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium: the system's, or the one that Playwright installed."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    system = next((path for path in map(shutil.which, BROWSERS) if path), None)
-    with playwright.sync_playwright() as driver:
-        executable = system or driver.chromium.executable_path
-        if not Path(executable).is_file():
-            pytest.skip("no Chromium: install the system's, or run `playwright install chromium`")
-        opened = driver.chromium.launch(executable_path=executable, args=list(BROWSER_FLAGS))
-        yield opened
-        opened.close()

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium: `CHROMIUM`, or the one on PATH."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = os.environ.get("CHROMIUM") or next((found for found in map(shutil.which, NAMES) if found), None)
-    if path is None:
-        pytest.skip("no Chromium on PATH; install it or set CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
 
 @pytest.fixture
-def page(standin, chromium, record) -> Iterator[Any]:
+def page(standin, browser, record) -> Iterator[Any]:
     """The page, loaded, with the smallest job set."""
-    opened = chromium.new_page(viewport={"width": 1400, "height": 1600})
+    opened = browser.new_page(viewport={"width": 1400, "height": 1600})
     opened.set_default_timeout(60_000)
     opened.goto(standin.serve())
     opened.wait_for_function("document.body.dataset.toyLoaded !== undefined")
