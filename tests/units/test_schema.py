@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
 from lib_ipadapter.library.errors import BadUnitError
@@ -39,7 +40,6 @@ def test_the_schema_is_json_and_states_each_default() -> None:
 
 @pytest.mark.parametrize("unit", GOOD + BAD, ids=str)
 def test_the_schema_and_the_unit_accept_the_same(unit: dict[str, object]) -> None:
-    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
     validator = jsonschema.Draft202012Validator(schema())
     assert validator.is_valid(unit) == (unit in GOOD)
     if unit in GOOD:
