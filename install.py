@@ -32,4 +32,5 @@ def main() -> None:
         print(f"IP-Adapter: could not install {', '.join(packages)}; install them by hand.")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,16 @@
-"""The README says what the code says."""
+"""The README and docs say what the code says, and what they tell to run works."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from lib_ipadapter.units.schema import markdown_table
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 
 
 def test_the_table_of_fields_is_the_list_of_fields():
@@ -15,3 +18,20 @@ def test_the_table_of_fields_is_the_list_of_fields():
     between = re.search(r"<!-- fields:begin -->\n(.*)<!-- fields:end -->", text, re.DOTALL)
     assert between, "the README has no place for the table of fields"
     assert between[1].strip() == markdown_table().strip()
+
+
+def test_importing_the_installer_installs_nothing_and_running_it_does(tmp_path):
+    """The host runs it as a script; whatever else looks at it must not start pip."""
+    called = tmp_path / "called"
+    isolated = [sys.executable, "-S", "-I", "-c"]
+    watch = (
+        "import pathlib, runpy, subprocess, sys; sys.modules.pop('numpy', None)\n"
+        f"def run(command, **_): pathlib.Path({str(called)!r}).write_text(' '.join(map(str, command)))\n"
+        "subprocess.run = lambda command, **_: run(command) or subprocess.CompletedProcess(command, 0)\n"
+        f"runpy.run_path({str(ROOT / 'install.py')!r}, run_name=sys.argv[1])\n"
+    )
+    subprocess.run([*isolated, watch, "install"], check=True)
+    assert not called.exists()
+    subprocess.run([*isolated, watch, "__main__"], check=True)
+    command = called.read_text(encoding="utf-8").split()
+    assert {"--no-deps", "--only-binary=:all:"} < set(command) and command[-3:] == ["numpy", "Pillow", "safetensors"]
