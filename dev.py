@@ -7,6 +7,7 @@ pinned files in `requirements/`; pip's usual variables and configuration apply. 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -21,6 +22,10 @@ ENVIRONMENTS = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements"
 HOSTS = ("a1111", "forge")
 OLDEST, NEWEST = (3, 10), (3, 13)
+INTERRUPTED = 130
+"""The exit status after Ctrl+C, as shells have it."""
+GRACE = 10
+"""Seconds that a command has to end by itself after Ctrl+C."""
 
 
 class SetupError(Exception):
@@ -85,16 +90,39 @@ def run(command: Sequence[str | Path], failure: str) -> None:
 
 
 def call(command: Sequence[str | Path]) -> int:
-    """Run a command in the repository; returns its exit status."""
+    """Run a command in the repository; returns its exit status.
+
+    Raises: KeyboardInterrupt after the command has ended: the terminal's Ctrl+C reaches it too, so that pytest can say
+    where it stopped, and servers and temporary folders go.
+    """
     quiet = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}
-    return subprocess.run([str(part) for part in command], cwd=ROOT, env=os.environ | quiet, check=False).returncode
+    process = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=os.environ | quiet)
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
+
+
+DEMO = f"""
+import sys
+try:
+    from tests.demo import main
+    sys.exit(main(sys.argv[1:]))
+except KeyboardInterrupt:
+    sys.exit({INTERRUPTED})
+"""
+"""What runs the demo; its imports take long enough to be interrupted."""
 
 
 def demo(options: argparse.Namespace, rest: list[str]) -> int:
     """The main job on the stand-in host: a contact sheet, numbers and times."""
-    start = "import sys; from tests.demo import main; sys.exit(main(sys.argv[1:]))"
     host = options.host or HOSTS[0]
-    return call([environment(host), "-c", start, "--host", host, "--out", options.out.resolve(), *rest])
+    return call([environment(host), "-c", DEMO, "--host", host, "--out", options.out.resolve(), *rest])
 
 
 def test(options: argparse.Namespace, rest: list[str]) -> int:
@@ -122,10 +150,11 @@ def bench(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def serve(options: argparse.Namespace, rest: list[str]) -> int:
-    """The stand-in host's page and API with this extension in it."""
+    """The stand-in host's page and API with this extension and small models in it, until Ctrl+C."""
     host = options.host or HOSTS[0]
     command = [environment(host), "-m", "tests.webui.standin", "--flavour", host, "--port", str(options.port),
-               "--extension", ROOT, "--data-dir", options.out.resolve() / f"serve-{host}", *rest]
+               "--extension", ROOT, "--sample-models", "--data-dir", options.out.resolve() / f"serve-{host}", "--api",
+               *rest]
     try:
         return call(command)
     except KeyboardInterrupt:
@@ -155,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options, rest = parse(argv)
     try:
         return COMMANDS[options.command](options, rest)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except SetupError as error:
         print(f"dev.py: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import dev
 from lib_ipadapter.units.schema import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,6 +21,20 @@ def test_the_table_of_fields_is_the_list_of_fields():
     between = re.search(r"<!-- fields:begin -->\n(.*)<!-- fields:end -->", text, re.DOTALL)
     assert between, "the README has no place for the table of fields"
     assert between[1].strip() == markdown_table().strip()
+
+
+def test_the_commands_are_there():
+    named = set(re.findall(r"python3 dev\.py (\w+)", README.read_text("utf-8") + (ROOT / "docs/developing.md").read_text("utf-8")))
+    assert named == set(dev.COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in dev.COMMANDS if name != "serve"])
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, command):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(dev.COMMANDS, command, interrupted)
+    assert dev.main([command]) == 130
 
 
 def test_importing_the_installer_installs_nothing_and_running_it_does(tmp_path):
