@@ -8,12 +8,14 @@ how much with which weight, and that nothing is left behind.
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.sample_models import write_sample_models
 from tests.webui.standin import StandIn, installed_flavour
@@ -21,8 +23,25 @@ from tests.webui.standin.host import Result, encode
 from tests.webui.standin.launching import FLAVOURS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TILE = 256
+TILE, GAP, LINE, COLUMNS = 256, 20, 28, 4
+STEP = TILE + 2 * LINE + GAP
+"""Pixels from one row of the contact sheet to the next: a title, a picture, a line below it."""
+NEAREST = Image.Resampling.NEAREST
+PLAIN = "prompt only"
+FOOT = (
+    "The nets are small and their weights random, so the pictures are patterns. What shows is",
+    "how much a reference changes them: mean difference from the prompt alone, of 255.",
+)
 JOB = {"prompt": "a garden in the morning", "steps": 8, "width": 128, "height": 128, "seed": 7, "cfg_scale": 5.0}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of the contact sheet, its title, and the line below it."""
+
+    title: str
+    picture: Image.Image
+    below: str
 
 
 def reference(colours: tuple[str, str, str], *, round_shape: bool) -> Image.Image:
@@ -50,22 +69,22 @@ def main(argv: list[str] | None = None) -> int:
         host = StandIn(extensions=[REPOSITORY], data_dir=folder)
         write_sample_models(host.checkpoint_dir / "sd15.safetensors", Path(folder) / "models" / "ipadapter")
         stages.append((f"start the stand-in host ({host.flavour})", time.perf_counter() - started))
-        pictures, results = generate(host, stages)
+        tiles, results = generate(host, stages)
         host.stop_serving()
     out.mkdir(parents=True, exist_ok=True)
     sheet = out / "contact-sheet.png"
-    contact_sheet(pictures).save(sheet)
+    contact_sheet(tiles).save(sheet)
     report(sheet, results, stages)
-    return 0 if results["prompt only"].pixels == results["weight 0"].pixels == results["plain again"].pixels else 1
+    return 0 if results[PLAIN].pixels == results["weight 0"].pixels == results["plain again"].pixels else 1
 
 
-def generate(host: StandIn, stages: list[tuple[str, float]]) -> tuple[list[tuple[str, Image.Image]], dict[str, Result]]:
-    """Run the jobs; labelled pictures for the sheet, and every result by name."""
+def generate(host: StandIn, stages: list[tuple[str, float]]) -> tuple[list[Tile], dict[str, Result]]:
+    """Run the jobs; the sheet's tiles, and every result by name."""
     first = reference(("#e8b04a", "#a33b20", "#3a6ea5"), round_shape=True)
     second = reference(("#9fd3c7", "#385170", "#ececec"), round_shape=False)
     one, two = {"images": [encode(first)]}, {"images": [encode(second)]}
     jobs: dict[str, list[dict[str, object]]] = {
-        "prompt only": [],
+        PLAIN: [],
         "weight 0": [{**one, "weight": 0.0}],
         "weight 0.5": [{**one, "weight": 0.5}],
         "weight 1.0": [{**one, "weight": 1.0}],
@@ -78,32 +97,50 @@ def generate(host: StandIn, stages: list[tuple[str, float]]) -> tuple[list[tuple
         scripts = {"alwayson_scripts": {"IP-Adapter": {"args": units}}} if units else {}
         results[name] = host.txt2img(**JOB, **scripts)
         stages.append((f"generate: {name}", time.perf_counter() - started))
-    shown = [(name, results[name].images[0]) for name in jobs if name != "plain again"]
-    return [("reference", first), *shown[:4], ("second reference", second), shown[4]], results
+    tiles = [Tile("reference", first, "for one unit"), Tile("second reference", second, "for the second unit")]
+    for name, change in changes(results).items():
+        below = "the prompt alone" if name == PLAIN else f"changed by {change:.2f}"
+        tiles.append(Tile(name, results[name].images[0], below))
+    return tiles, results
 
 
-def contact_sheet(pictures: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Pictures side by side, each under its label."""
-    label = 22
-    sheet = Image.new("RGB", (len(pictures) * (TILE + 8) + 8, TILE + label + 16), "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, (name, image) in enumerate(pictures):
-        left = 8 + index * (TILE + 8)
-        draw.text((left, 8), name, fill="black")
-        fitted = image.copy()
-        fitted = fitted.resize((TILE, round(TILE * fitted.height / fitted.width)), Image.Resampling.NEAREST)
-        sheet.paste(fitted, (left, 8 + label))
+def changes(results: dict[str, Result]) -> dict[str, float]:
+    """The mean difference of each picture from the one of the prompt alone, of 255."""
+    pictures = {name: np.asarray(result.images[0], dtype=float) for name, result in results.items()}
+    return {name: float(np.abs(picture - pictures[PLAIN]).mean()) for name, picture in pictures.items()}
+
+
+def contact_sheet(tiles: list[Tile]) -> Image.Image:
+    """The tiles in rows, each picture between its title and what there is to say of it; what they are at the foot."""
+    rows = -(-len(tiles) // COLUMNS)
+    width, height = COLUMNS * (TILE + GAP) + GAP, GAP + rows * STEP
+    sheet = Image.new("RGB", (width, height + len(FOOT) * LINE + GAP), "white")
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, COLUMNS)
+        left, top = GAP + column * (TILE + GAP), GAP + row * STEP
+        write(sheet, (left, top), tile.title)
+        fitted = tile.picture.resize((TILE, round(TILE * tile.picture.height / tile.picture.width)), NEAREST)
+        sheet.paste(fitted, (left, top + LINE + (TILE - fitted.height) // 2))
+        write(sheet, (left, top + LINE + TILE + 4), tile.below, "#555555")
+    for number, line in enumerate(FOOT):
+        write(sheet, (GAP, height + number * LINE), line)
     return sheet
+
+
+def write(sheet: Image.Image, place: tuple[int, int], words: str, colour: str = "black") -> None:
+    """Put a line onto the sheet in Pillow's own font, which has no sizes before 10.1: drawn small and doubled."""
+    font = ImageFont.load_default()
+    small = Image.new("L", tuple(math.ceil(side) for side in font.getbbox(words)[2:]))
+    ImageDraw.Draw(small).text((0, 0), words, fill=255, font=font)
+    sheet.paste(colour, place, small.resize((small.width * 2, small.height * 2), Image.Resampling.BICUBIC))
 
 
 def report(sheet: Path, results: dict[str, Result], stages: list[tuple[str, float]]) -> None:
     """Print the sheet's place, the mean change of each picture, and the stages' seconds."""
     print(f"contact sheet: {sheet}")
     print("\nmean change against the prompt alone, of 255:")
-    plain = np.asarray(results["prompt only"].images[0], dtype=float)
-    for name, result in results.items():
-        if name != "prompt only":
-            change = np.abs(np.asarray(result.images[0], dtype=float) - plain).mean()
+    for name, change in changes(results).items():
+        if name != PLAIN:
             print(f"  {name:<12} {change:6.2f}{'  identical' if change == 0 else ''}")
     print("\nseconds:")
     for name, seconds in stages:
