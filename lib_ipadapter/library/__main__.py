@@ -16,6 +16,7 @@ from pathlib import Path
 from .detection import inspect_file
 from .files import MODEL_EXTENSIONS, walk
 from .headers import UNFINISHED_SUFFIXES
+from .printable import shown_path
 from .spec import FileReport
 
 _WALKED = (*MODEL_EXTENSIONS, *UNFINISHED_SUFFIXES, ".onnx", ".zip", ".gguf")
@@ -29,19 +30,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     inspect.add_argument("--json", action="store_true", help="print one JSON array")
     inspect.add_argument("paths", nargs="+", metavar="PATH", help="a file, or a folder to look through")
     options = parser.parse_args(arguments)
+    try:
+        return _inspect(options.paths, options.json)
+    except BrokenPipeError:
+        # Whoever read the output has closed it (`| head`). Python flushes stdout once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _inspect(paths: Sequence[str], as_json: bool) -> int:
     problems: list[str] = []
-    reports = [report for path in options.paths for report in _reports(path, problems)]
-    if options.json:
+    reports: list[FileReport] = []
+    for given in paths:
+        found = _reports(given, problems)
+        if not found and not problems and not as_json:
+            print(f"No model files in {shown_path(given)}.", file=sys.stderr)
+        reports += found
+    if as_json:
         print(json.dumps([_fields(report) for report in reports], indent=2))
     else:
         for report in reports:
             print(_text(report))
     for problem in problems:
         print(problem, file=sys.stderr)
+    sys.stdout.flush()
     return 1 if problems or any(report.status == "unreadable" for report in reports) else 0
 
 
 def _reports(given: str, problems: list[str]) -> list[FileReport]:
+    if not given:
+        return [FileReport("", "unreadable", message="The path is empty; name a file or a folder.")]
     path = Path(given)
     if not os.path.isdir(given):  # unlike Path.is_dir it never raises
         return [replace(inspect_file(path), path=given)]
@@ -69,8 +87,8 @@ def _text(report: FileReport) -> str:
         facts.append("+".join(report.encoder))
     if report.decided_by:
         facts.append(f"by {report.decided_by}")
-    shown = ", ".join(fact for fact in facts if fact)
-    first = f"{report.path}\n  {report.status}" + (f": {shown}" if shown else "")
+    known = ", ".join(fact for fact in facts if fact)
+    first = f"{shown_path(report.path)}\n  {report.status}" + (f": {known}" if known else "")
     return f"{first}\n  {report.message}"
 
 

@@ -9,22 +9,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from . import ties
 from .attention_ids import cross_attention_ids
 from .catalogue import KnownFile
+from .printable import shown
 from .projectors import Projector, describe_projector
 from .rows import RELATIVES
 from .spec import LAYER_COUNTS, AdapterSpec, Base, Kind, TensorInfo
 from .ties import Evidence, Tie
 from .verdicts import Verdict, damaged, unsupported
 
-_KEY = re.compile(r"^(\d{1,4})\.(?:to_([kv])_ip|to_(q|k|v|out)_lora\.(down|up))\.weight$")
+_KEY = re.compile(r"^(0|[1-9][0-9]{0,3})\.(?:to_([kv])_ip|to_(q|k|v|out)_lora\.(down|up))\.weight$")
 _BASES: dict[int, Base] = {768: "SD1", 1024: "SD2", 2048: "SDXL"}
 _FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 _FOREIGN_ATTENTION = {3072: "Flux", 2432: "SD3.5"}
 # How files of the plain kind are called; nothing depends on it but the word shown.
-_PLAIN_NAMES = (("light_v11", r"light[-_ ]?v11"), ("light", r"light(?!ning)"), ("noob", r"noob"))
+_PLAIN_NAMES = (
+    ("light_v11", r"(?<![a-z])light[-_ ]?v11"),
+    ("light", r"(?<![a-z])light(?![a-z])"),
+    ("noob", r"noob"),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def _relative(projector: Mapping[str, TensorInfo], attention: Mapping[str, Tenso
     texts = {"projector": "\n".join(projector), "attention": "\n".join(attention)}
     for row in RELATIVES:
         if re.search(row.pattern, texts[row.part], re.MULTILINE):
-            return unsupported(row.sentence, row.base)
+            return unsupported(row.sentence, row.base or context_base(attention))
     return None
 
 
@@ -67,12 +73,22 @@ def _unusable_types(*parts: Mapping[str, TensorInfo]) -> Verdict | None:
         for name, info in part.items():
             if info.dtype not in _FLOATS:
                 return unsupported(
-                    f"An IP-Adapter whose {name} is stored as {info.dtype}; use the F16, BF16 or F32 version."
+                    f"An IP-Adapter whose {shown(name)} is stored as {shown(info.dtype, 20)}; "
+                    "use the F16, BF16 or F32 version."
                 )
     return None
 
 
 # -- attention
+
+
+def context_base(tensors: Mapping[str, TensorInfo]) -> Base | Literal[""]:
+    """The base whose context all the `[width, context]` matrices of an attention part take, "" when they differ.
+
+    For files in other layouts than ours, of which only the base is to be said; a LoRA's matrices do not count.
+    """
+    widths = {info.shape[1] for name, info in tensors.items() if len(info.shape) == 2 and "_lora" not in name}
+    return _BASES.get(widths.pop(), "") if len(widths) == 1 else ""
 
 
 def describe_attention(tensors: Mapping[str, TensorInfo]) -> Attention | Verdict:
@@ -83,13 +99,14 @@ def describe_attention(tensors: Mapping[str, TensorInfo]) -> Attention | Verdict
     for name, info in tensors.items():
         match = _KEY.match(name)
         if match is None:
-            return unsupported(f"An IP-Adapter with an unknown attention key {name}; use a published one.")
+            return unsupported(f"An IP-Adapter with an unknown attention key {shown(name)}; use a published one.")
         if len(info.shape) != 2 or min(info.shape) < 1:
             return damaged(f"{name} has shape {list(info.shape)}, expected two dimensions")
-        if match[2]:
-            (keys if match[2] == "k" else values)[int(match[1])] = info
+        number, image, part, way = match.groups()
+        if image:
+            (keys if image == "k" else values)[int(number)] = info
         else:
-            lora[int(match[1]), match[3], match[4]] = info
+            lora[int(number), part, way] = info
     layers = _pairs(keys, values)
     if isinstance(layers, Verdict):
         return layers
@@ -153,7 +170,7 @@ def _lora_rank(
     needed = len(layers) * 16
     if len(lora) != needed:
         return damaged(f"its internal LoRA has {len(lora)} of {needed} tensors")
-    ranks = {info.shape[0 if way == "down" else 1] for (_, _, way), info in lora.items()}
+    ranks = {info.shape[0] if way == "down" else info.shape[1] for (_, _, way), info in lora.items()}
     if len(ranks) != 1:
         return damaged(f"its internal LoRA has several ranks ({sorted(ranks)})")
     rank = ranks.pop()

@@ -6,12 +6,13 @@ because a torch file with a thousand records is listed ten times faster this way
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .errors import AdapterFileError
+from .printable import shown
 
 LOCAL_MAGIC = b"PK\x03\x04"
 MAX_DIRECTORY_BYTES = 32 << 20
@@ -19,13 +20,13 @@ MAX_ENTRIES = 200_000
 _END = struct.Struct("<4s4H2LH")
 _END64_LOCATOR = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
+# magic, method, crc, packed and full size, lengths of name, extra and comment, offset; what is not read is skipped
+_CENTRAL = struct.Struct("<4s6xH4x3L3H8xL")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One record of a zip: where its local header starts, its sizes in bytes, method (0 stored, 8 deflated)."""
 
     name: str
@@ -82,21 +83,19 @@ def _wide_end(file: BinaryIO, end_at: int, total: int) -> tuple[int, int, int] |
 
 def _entries(directory: bytes, count: int) -> list[Entry]:
     entries: list[Entry] = []
-    at = 0
+    at, last = 0, len(directory) - _CENTRAL.size
     for _ in range(count):
-        if at + _CENTRAL.size > len(directory):
+        if at > last:
             break
-        record = _CENTRAL.unpack_from(directory, at)
-        if record[0] != b"PK\x01\x02":
+        magic, method, crc, packed, size, name_len, extra_len, comment_len, offset = _CENTRAL.unpack_from(directory, at)
+        if magic != b"PK\x01\x02":
             break
-        method, crc, packed, size = record[4], record[7], record[8], record[9]
-        name_len, extra_len, comment_len, offset = record[10], record[11], record[12], record[16]
-        at += _CENTRAL.size
-        name = directory[at : at + name_len].decode("utf-8", "replace")
-        extra = directory[at + name_len : at + name_len + extra_len]
-        at += name_len + extra_len + comment_len
+        start = at + _CENTRAL.size
+        stop = start + name_len
+        at = stop + extra_len + comment_len
+        name = directory[start:stop].decode("utf-8", "replace")
         if _FULL32 in (size, packed, offset):
-            size, packed, offset = _wide_sizes(extra, size, packed, offset)
+            size, packed, offset = _wide_sizes(directory[stop : stop + extra_len], size, packed, offset)
         entries.append(Entry(name, offset, size, packed, method, crc))
     if len(entries) != count:
         raise AdapterFileError(
@@ -127,8 +126,10 @@ def data_start(file: BinaryIO, offset: int) -> tuple[str, int]:
 
     Raises: AdapterFileError when there is no local header at `offset`.
     """
-    file.seek(offset)
-    raw = file.read(_LOCAL.size)
+    raw = b""
+    if offset < file.seek(0, os.SEEK_END):  # a position of 2**63 or more cannot even be sought
+        file.seek(offset)
+        raw = file.read(_LOCAL.size)
     if len(raw) < _LOCAL.size or not raw.startswith(LOCAL_MAGIC):
         raise AdapterFileError(f"The zip has no record at byte {offset}: the file is damaged, download it again.")
     record = _LOCAL.unpack(raw)
@@ -136,14 +137,23 @@ def data_start(file: BinaryIO, offset: int) -> tuple[str, int]:
     return name, offset + _LOCAL.size + record[9] + record[10]
 
 
+def first_name(file: BinaryIO) -> str:
+    """The name of the record that a zip starts with, "" when it is cut off there."""
+    try:
+        return data_start(file, 0)[0]
+    except AdapterFileError:
+        return ""
+
+
 def read_entry(file: BinaryIO, entry: Entry, limit: int) -> bytes:
     """Read one whole record of at most `limit` bytes, checked against its CRC.
 
     Raises: AdapterFileError when it is larger, cut off, packed in an unknown way or does not match its checksum.
     """
+    what = shown(entry.name)
     if max(entry.size, entry.packed) > limit:
         raise AdapterFileError(
-            f"{entry.name} in the zip is {entry.size} bytes, more than the {limit} a list of tensors can need."
+            f"{what} in the zip is {entry.size} bytes, more than the {limit} a list of tensors can need."
         )
     _, start = data_start(file, entry.offset)
     file.seek(start)
@@ -152,12 +162,12 @@ def read_entry(file: BinaryIO, entry: Entry, limit: int) -> bytes:
         try:
             raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, limit)
         except zlib.error as error:
-            raise AdapterFileError(f"{entry.name} in the zip does not unpack: the file is damaged.") from error
+            raise AdapterFileError(f"{what} in the zip does not unpack: the file is damaged.") from error
     elif entry.method != 0:
-        raise AdapterFileError(f"{entry.name} in the zip is packed with method {entry.method}, which torch never uses.")
+        raise AdapterFileError(f"{what} in the zip is packed with method {entry.method}, which torch never uses.")
     if len(raw) != entry.size or zlib.crc32(raw) != entry.crc:
         raise AdapterFileError(
-            f"{entry.name} in the zip does not match its checksum ({len(raw)} of {entry.size} bytes): "
+            f"{what} in the zip does not match its checksum ({len(raw)} of {entry.size} bytes): "
             "the file is damaged, download it again."
         )
     return raw

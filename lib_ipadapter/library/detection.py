@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from . import ties
-from .adapters import describe_adapter
+from .adapters import context_base, describe_adapter
 from .catalogue import KnownFile, by_sha256, expected_bytes, known_files
 from .checkpoints import describe_checkpoint
 from .errors import AdapterFileError
 from .face_files import describe_face_file
 from .headers import Header, read_header
 from .naming import AdapterNames, normalise, strip_wrappers
+from .printable import shown
 from .rows import FAMILIES, OTHER_FILES, Row, first_hit
-from .spec import AdapterSpec, FileReport
+from .spec import AdapterSpec, EncoderName, FileReport
 from .ties import Evidence
 from .verdicts import Verdict, damaged
 from .vision import describe_vision, title
@@ -88,22 +90,23 @@ def describe(
 
 def _other(header: Header, names: AdapterNames, evidence: Evidence, path: Path) -> FileReport:
     """Name a file that lacks a projector, attention weights or both."""
-    text = "\n".join(strip_wrappers(header.tensors))
+    bare = replace(header, tensors=dict(zip(strip_wrappers(header.tensors), header.tensors.values(), strict=True)))
+    text = "\n".join(bare.tensors)
     family = first_hit(FAMILIES, text)
     if family is not None:
-        return _report(_from_row(family), path)
+        return _report(_family(family, bare), path)
     if names.projector or names.attention:
         return _report(_half(names), path)
     row = first_hit(OTHER_FILES, text)
     if row is not None and row.kind == "vision_encoder":
         return _vision(header, path)
-    return _report(_companion(row, header, evidence), path)
+    return _report(_companion(row, bare, evidence), path)
 
 
 def _companion(row: Row | None, header: Header, evidence: Evidence) -> Verdict:
     if row is None:
-        shown = ", ".join(list(header.tensors)[:3])[:200]
-        return Verdict("not_adapter", f"Not an IP-Adapter ({len(header.tensors)} tensors: {shown}).")
+        names = ", ".join(shown(name) for name in list(header.tensors)[:3])
+        return Verdict("not_adapter", f"Not an IP-Adapter ({len(header.tensors)} tensors: {names}).")
     if row.kind == "controlnet":
         return _controlnet(row, header, evidence)
     if row.kind == "lora" and row.status == "not_adapter":
@@ -111,6 +114,12 @@ def _companion(row: Row | None, header: Header, evidence: Evidence) -> Verdict:
     verdict = _from_row(row)
     checkpoint = describe_checkpoint(header.tensors)
     return verdict if checkpoint is None else replace(verdict, base=checkpoint.base)
+
+
+def _family(row: Row, header: Header) -> Verdict:
+    """Name a relative; a diffusers UNet's own base shows in the adapter's keys and values."""
+    keys = {name: info for name, info in header.tensors.items() if ".processor.to_k_ip." in name}
+    return replace(_from_row(row), base=row.base or context_base(keys))
 
 
 def _half(names: AdapterNames) -> Verdict:
@@ -132,7 +141,8 @@ def _vision(header: Header, path: Path) -> FileReport:
         f"{title(found.name)[0].upper()}{title(found.name)[1:]}: a vision encoder {found.hidden_dim} wide with "
         f"{found.depth} layers{projected} ({found.layout} layout, {found.image_size} px)."
     )
-    published = () if found.name == "custom" else (found.name,)
+    # The vocabulary of what an adapter can need; ViT-L/14 at 224 px is no published adapter's encoder.
+    published = (found.name,) if found.name in get_args(EncoderName) else ()
     return FileReport(
         str(path), "not_adapter", "vision_encoder", found.name, encoder=published, decided_by="shapes",
         message=message, vision_encoder=found,
@@ -141,12 +151,7 @@ def _vision(header: Header, path: Path) -> FileReport:
 
 def _controlnet(row: Row, header: Header, evidence: Evidence) -> Verdict:
     """Name a ControlNet's base by its cross-attention's context, and InstantID's by what ties can tell."""
-    contexts = {
-        info.shape[1]
-        for name, info in header.tensors.items()
-        if name.endswith("attn2.to_k.weight") and len(info.shape) == 2
-    }
-    base = {768: "SD1", 1024: "SD2", 2048: "SDXL"}.get(contexts.pop(), "") if len(contexts) == 1 else ""
+    base = context_base({name: info for name, info in header.tensors.items() if name.endswith("attn2.to_k.weight")})
     if "diffusers" not in row.sentence or base != "SDXL" or "add_embedding.linear_1.weight" not in header.tensors:
         return Verdict(row.status, row.sentence, row.kind, base, row.variant)
     (kind, variant), rule = ties.settle(ties.INSTANTID_CONTROLNET, replace(evidence, base=base))
@@ -193,8 +198,8 @@ def _encoder_words(spec: AdapterSpec) -> list[str]:
     towers = [title(name) for name in spec.encoders if name.startswith("clip_")]
     if not towers and spec.feature in ("pooled", "hidden", "face_hidden"):
         width = spec.projector.hidden_dim or spec.projector.input_dim
-        what = "pooled output" if spec.feature == "pooled" else "hidden states"
-        towers = [f"any vision encoder whose {what} are {width} wide"]
+        what = "pooled output is" if spec.feature == "pooled" else "hidden states are"
+        towers = [f"any vision encoder whose {what} {width} wide"]
     return packs + towers
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from . import archives
 from .catalogue import KnownFaceFile, face_pack_sizes, known_face_files
@@ -16,27 +17,32 @@ from .verdicts import Verdict
 def describe_face_file(path: Path) -> Verdict | None:
     """Recognise an ONNX model or a zip of them; None for everything else, which is then read for tensors.
 
-    A name alone is said to be a name alone: other models are published as `glintr100.onnx` too.
-    Raises: OSError, AdapterFileError for a damaged zip.
+    A pack is told by what is in it, whatever it is called: a torch file begins with its list of tensors. Where only a
+    model's name tells, that is said: others are published as `glintr100.onnx` too.
+    Raises: AdapterFileError for a damaged zip.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (".onnx", ".zip"):
-        return None
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    with path.open("rb") as file:
-        start = file.read(64)
-        if suffix == ".zip" and start.startswith(archives.LOCAL_MAGIC):
-            entries = archives.read_directory(file, status.st_size)
-            return None if entries is None else _pack(path, status.st_size, [entry.name for entry in entries])
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        with path.open("rb") as file:
+            return _recognise(file, path, status.st_size)
+    except (OSError, ValueError):
+        return None  # whoever reads it for tensors says why it cannot be read
+
+
+def _recognise(file: BinaryIO, path: Path, size: int) -> Verdict | None:
+    start = file.read(64)
+    if start.startswith(archives.LOCAL_MAGIC) and not archives.first_name(file).endswith("data.pkl"):
+        entries = archives.read_directory(file, size)
+        return None if entries is None else _pack(size, [entry.name for entry in entries])
     # ONNX is a protobuf whose first field is ir_version, a small number.
-    if suffix == ".onnx" and len(start) > 8 and start[0] == 0x08 and start[1] < 32:
-        return _onnx(path, status.st_size)
+    if path.suffix.lower() == ".onnx" and len(start) > 8 and start[0] == 0x08 and start[1] < 32:
+        return _onnx(path, size)
     return None
 
 
-def _pack(path: Path, size: int, names: list[str]) -> Verdict | None:
+def _pack(size: int, names: list[str]) -> Verdict | None:
     models = [name.rsplit("/", 1)[-1] for name in names if name.lower().endswith(".onnx")]
     if not models:
         return None

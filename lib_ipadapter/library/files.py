@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .detection import inspect_file
 from .errors import AdapterFileError, AdapterNotFoundError
 from .fingerprints import fingerprint
+from .printable import is_text, shown, shown_path
 from .spec import Feature, FileReport, VisionEncoderSpec
 
 MODEL_EXTENSIONS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
@@ -63,13 +65,9 @@ class Listing:
             found = [file for file in self.files if key(file) == wanted]
             if len(found) == 1:
                 return found[0]
-            # One file in two searched folders (a copy, a link) is no question of which.
-            if found and len({fingerprint(file.path) for file in found}) == 1:
-                return found[0]
             if found:
-                paths = ", ".join(str(file.path) for file in found)
-                raise AdapterFileError(f"{len(found)} files are called {name!r}: {paths}; name one with its folder.")
-        raise AdapterNotFoundError(f"There is no file called {name!r} in {self.searched()}.")
+                return _the_only(found, name)
+        raise AdapterNotFoundError(f"There is no file called '{shown(name)}' in {self.searched()}.")
 
     def of_kind(self, *kinds: str) -> tuple[FoundFile, ...]:
         """The files whose report has one of these kinds, supported or companion alike."""
@@ -87,9 +85,30 @@ class Listing:
         if not self.folders:
             return "no folder (none is set)"
         folders = ", ".join(
-            f"{folder} (which does not exist)" if folder in self.missing else str(folder) for folder in self.folders
+            shown_path(folder) + (" (which does not exist)" if folder in self.missing else "")
+            for folder in self.folders
         )
         return f"{folders} ({' '.join(self.problems)})" if self.problems else folders
+
+
+def _the_only(found: Sequence[FoundFile], name: str) -> FoundFile:
+    """Of several files of one name, the one that all readable ones are copies of or links to.
+
+    Raises: AdapterFileError, naming them, when they differ or none can be read.
+    """
+    contents: dict[str, FoundFile] = {}
+    for file in found:
+        # A dangling link, or a file that was deleted or locked since it was listed, leaves no question of which.
+        with suppress(OSError):
+            if file.path.is_file():  # opening a named pipe would wait for ever
+                contents.setdefault(fingerprint(file.path), file)
+    if len(contents) == 1:
+        return next(iter(contents.values()))
+    paths = ", ".join(shown_path(file.path) for file in found)
+    what = f"{len(found)} files are called '{shown(name)}'"
+    if not contents:
+        raise AdapterFileError(f"{what} and none of them can be read: {paths}; refresh the list.")
+    raise AdapterFileError(f"{what}: {paths}; name one with its folder.")
 
 
 def _whole(file: FoundFile) -> str:
@@ -157,7 +176,9 @@ def scan(folders: Sequence[Path], extensions: Sequence[str] = MODEL_EXTENSIONS) 
             continue
         for path in walk(folder, wanted, seen, problems):
             if len(files) >= MAX_FILES:
-                problems.append(f"{folder} holds more than {MAX_FILES} model files; the rest is not listed.")
+                problems.append(
+                    f"{shown_path(folder)} holds more than {MAX_FILES} model files; the rest is not listed."
+                )
                 break
             report = inspect_cached(path)
             if report is not None:
@@ -171,15 +192,15 @@ def walk(folder: Path, extensions: Sequence[str], seen: set[str], problems: list
     pending = [folder]
     while pending:
         here = pending.pop()
-        real = os.path.realpath(here)
-        if real in seen:
-            continue
-        seen.add(real)
         try:
+            real = os.path.realpath(here)
+            if real in seen:
+                continue
+            seen.add(real)
             with os.scandir(here) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name.lower())
         except OSError as error:
-            problems.append(f"The folder {here} cannot be read: {error.strerror or error}.")
+            problems.append(f"The folder {shown_path(here)} cannot be read: {error.strerror or error}.")
             continue
         below: list[Path] = []
         for entry in listed:
@@ -187,7 +208,10 @@ def walk(folder: Path, extensions: Sequence[str], seen: set[str], problems: list
             if _is_folder(entry):
                 below.append(path)
             elif path.suffix.lower() in extensions:
-                yield path
+                if is_text(str(path)):
+                    yield path
+                else:  # neither the page nor an API's answer could carry it
+                    problems.append(f"{shown_path(path)} is not listed: its name is not valid UTF-8; rename it.")
         pending.extend(reversed(below))
 
 

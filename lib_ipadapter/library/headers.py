@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from . import archives
 from .errors import AdapterFileError
-from .pickles import read_pickle
+from .pickles import MAX_NAME, Storage, read_pickle
+from .printable import shown, shown_path
 from .spec import TensorInfo
 
 MAX_HEADER_BYTES = 16 << 20
@@ -23,6 +25,7 @@ MAX_TENSORS = 100_000
 # What a header of MAX_TENSORS tensors needs, so that parsing cannot cost much more memory than the text itself.
 MAX_STRINGS = 6 * MAX_TENSORS
 MAX_NESTED = 4 * MAX_TENSORS
+MAX_COMMAS = 8 * MAX_TENSORS
 UNFINISHED_SUFFIXES = (".part", ".partial", ".crdownload", ".download", ".incomplete", ".aria2", ".tmp", ".opdownload")
 _WIDTHS = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
@@ -49,14 +52,14 @@ def read_header(path: Path, *, lenient: bool = False) -> Header:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise AdapterFileError(f"{path.name} is a folder or a device, not a file.")
+            raise AdapterFileError(f"{shown_path(path.name or path)} is a folder or a device, not a file.")
         with path.open("rb") as file:
             return _read(file, path, status.st_size, lenient)
     except FileNotFoundError as error:
-        raise AdapterFileError(f"There is no file {path}.") from error
+        raise AdapterFileError(f"There is no file {shown_path(path)}.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise AdapterFileError(f"{path.name} cannot be opened: {reason}.") from error
+        raise AdapterFileError(f"{shown_path(path.name or path)} cannot be opened: {reason}.") from error
 
 
 def _read(file: BinaryIO, path: Path, size: int, lenient: bool) -> Header:
@@ -73,8 +76,8 @@ def _read(file: BinaryIO, path: Path, size: int, lenient: bool) -> Header:
             "A pickle in torch's old format (before 1.6), which is not read because it could run code; load it once "
             "in a recent torch you trust and save it again, best as .safetensors."
         )
-    shown = start[:24].decode("ascii", "replace").encode("unicode_escape").decode("ascii")
-    raise AdapterFileError(f"Not a model file: it is neither safetensors nor a torch zip and starts with '{shown}'.")
+    first = shown(start[:24].decode("latin-1"))
+    raise AdapterFileError(f"Not a model file: it is neither safetensors nor a torch zip and starts with '{first}'.")
 
 
 def _refuse_foreign(start: bytes, size: int) -> None:
@@ -128,8 +131,11 @@ def _read_safetensors(file: BinaryIO, size: int) -> Header:
 
 def _parse(raw: bytes) -> dict[str, Any]:
     strings = (raw.count(b'"') - raw.count(b'\\"')) // 2
-    if strings > MAX_STRINGS or raw.count(b"[") + raw.count(b"{") > MAX_NESTED:
-        raise AdapterFileError(f"The safetensors header holds {strings} strings, more than any model's: refused.")
+    values = raw.count(b",")
+    if strings > MAX_STRINGS or values > MAX_COMMAS or raw.count(b"[") + raw.count(b"{") > MAX_NESTED:
+        raise AdapterFileError(
+            f"The safetensors header holds {strings} strings and {values} commas, more than any model's: refused."
+        )
     try:
         document = json.loads(raw, parse_int=_parse_count, parse_constant=_refuse_constant)
     except RecursionError as error:
@@ -160,22 +166,27 @@ def _checked(document: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int, str]] = []
     for name, record in document.items():
+        if len(name) > MAX_NAME:
+            raise AdapterFileError(
+                f"The safetensors header has a tensor name of {len(name)} characters, more than the {MAX_NAME} that "
+                "any model needs: refused."
+            )
         try:
             dtype, shape, (begin, end) = record["dtype"], tuple(record["shape"]), record["data_offsets"]
         except (TypeError, KeyError, ValueError) as error:
-            raise AdapterFileError(f"The record of {name[:100]} in the header is incomplete: damaged.") from error
+            raise AdapterFileError(f"The record of {shown(name)} in the header is incomplete: damaged.") from error
         numbers = (begin, end, *shape)
         if not isinstance(dtype, str) or len(shape) > 16 or set(map(type, numbers)) != {int}:
-            raise AdapterFileError(f"The record of {name[:100]} in the header makes no sense: the file is damaged.")
+            raise AdapterFileError(f"The record of {shown(name)} in the header makes no sense: the file is damaged.")
         if min(numbers) < 0 or end < begin:
-            raise AdapterFileError(f"{name[:100]} lies at bytes {begin} to {end}: the file is damaged.")
+            raise AdapterFileError(f"{shown(name)} lies at bytes {begin} to {end}: the file is damaged.")
         count = 1
         for extent in shape:
             count *= extent
         width = _WIDTHS.get(dtype)
         if width is not None and count * width != end - begin:
             raise AdapterFileError(
-                f"{name[:100]} of shape {list(shape)} and type {dtype} needs {count * width} bytes and has "
+                f"{shown(name)} of shape {list(shape)} and type {dtype} needs {count * width} bytes and has "
                 f"{end - begin}: the file is damaged."
             )
         tensors[name] = TensorInfo(dtype, shape)
@@ -185,7 +196,7 @@ def _checked(document: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
     for begin, end, name in spans:
         if begin != at:
             what = "overlaps the tensor before it" if begin < at else "leaves a gap before it"
-            raise AdapterFileError(f"{name[:100]} starts at byte {begin}, expected {at}: it {what}; damaged.")
+            raise AdapterFileError(f"{shown(name)} starts at byte {begin}, expected {at}: it {what}; damaged.")
         at = end
     return tensors, at
 
@@ -199,7 +210,7 @@ def _read_torch(file: BinaryIO, size: int, lenient: bool) -> Header:
         raise AdapterFileError(_describe_cut(file, size))
     pickled = next((e for e in entries if e.name == "data.pkl" or e.name.endswith("/data.pkl")), None)
     if pickled is None:
-        names = ", ".join(entry.name for entry in entries[:3])
+        names = ", ".join(shown(entry.name) for entry in entries[:3])
         raise AdapterFileError(
             f"A zip archive of {len(entries)} files ({names}, ...), not a model file; unpack it and use what is inside."
         )
@@ -207,21 +218,35 @@ def _read_torch(file: BinaryIO, size: int, lenient: bool) -> Header:
     data = archives.read_entry(file, pickled, MAX_HEADER_BYTES)
     tensors, storages = _pickled(data, lenient)
     if not lenient:
-        records = {entry.name: entry for entry in entries}
-        for storage in storages.values():
-            record = records.get(f"{root}data/{storage.key}")
-            needed = storage.numel * storage.width
-            has = -1 if record is None else record.size
-            if record is None or has < needed or record.offset + has > size:
-                raise AdapterFileError(
-                    f"The record data/{storage.key} should hold {needed} bytes and "
-                    + ("is missing" if record is None else f"has {has} in a file of {size}")
-                    + ": the file is damaged, download it again."
-                )
+        _check_records({entry.name: entry for entry in entries}, f"{root}data/", storages, size)
     return Header(tensors, "torch", {}, size)
 
 
-def _pickled(data: bytes, lenient: bool) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
+def _check_records(
+    records: Mapping[str, archives.Entry], folder: str, storages: Mapping[str, Storage], size: int
+) -> None:
+    """Check that the zip holds every storage, whole and uncompressed: tensors are read at their place in the file."""
+    for key, storage in storages.items():
+        record = records.get(folder + key)
+        needed = storage.numel * storage.width
+        if record is None:
+            raise AdapterFileError(
+                f"The record data/{shown(key)} should hold {needed} bytes and is missing: the file is damaged, "
+                "download it again."
+            )
+        if record.method != 0:
+            raise AdapterFileError(
+                f"The zip's records are compressed (data/{shown(key)} is {record.packed} bytes of {record.size}), "
+                "which torch does not write: download the original file, or load this one in torch and save it again."
+            )
+        if record.size < needed or record.offset + record.size > size:
+            raise AdapterFileError(
+                f"The record data/{shown(key)} should hold {needed} bytes and has {record.size} in a file of {size}: "
+                "the file is damaged, download it again."
+            )
+
+
+def _pickled(data: bytes, lenient: bool) -> tuple[dict[str, TensorInfo], dict[str, Storage]]:
     try:
         tensors, storages = read_pickle(data, lenient=lenient)
     except EOFError as error:
@@ -232,9 +257,9 @@ def _pickled(data: bytes, lenient: bool) -> tuple[dict[str, TensorInfo], dict[st
 def _describe_cut(file: BinaryIO, size: int) -> str:
     """Say how long a zip without its directory should be: its pickle comes first and tells every storage's size."""
     unknown = f"Truncated: the zip's directory at the end is missing, the file has {size} bytes; download it again."
-    name, start = archives.data_start(file, 0)
-    if not name.endswith("data.pkl"):
+    if not archives.first_name(file).endswith("data.pkl"):
         return unknown
+    _, start = archives.data_start(file, 0)
     file.seek(start)
     try:
         _, storages = read_pickle(file.read(MAX_HEADER_BYTES))

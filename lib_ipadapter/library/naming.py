@@ -7,7 +7,7 @@ checkpoints write `image_proj_model.` and `adapter_modules.`, accelerate writes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from .attention_ids import Family, attention_ids
@@ -53,15 +53,18 @@ def normalise(tensors: Mapping[str, TensorInfo]) -> AdapterNames:
     return AdapterNames(projector, attention, found)
 
 
-def _wrapper(names: Iterable[str]) -> str:
+def _wrapper(names: Collection[str]) -> str:
     """The wrappers around every name (`state_dict.`, `module.`, `model.`, nested as well), "" without one."""
-    first = next(iter(names), "")
-    wrapper = ""
+    if not next(iter(names), "").startswith(_WRAPPERS):
+        return ""
+    # What the first and the last in alphabetical order begin with, all between them begin with.
+    first, last = min(names), max(names)
+    length = 0
     while True:
-        step = next((w for w in _WRAPPERS if first.startswith(wrapper + w)), None)
-        if step is None or not all(name.startswith(wrapper + step) for name in names):
-            return wrapper
-        wrapper += step
+        step = next((w for w in _WRAPPERS if first.startswith(w, length) and last.startswith(w, length)), None)
+        if step is None:
+            return first[:length]
+        length += len(step)
 
 
 def strip_wrappers(names: Iterable[str]) -> list[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 from .errors import AdapterFileError
 
 MAX_INSTRUCTIONS = 1_000_000
+_CONSTANTS: dict[int, Any] = {0x29: (), 0x4E: None, 0x88: True, 0x89: False}
 
 
 class OpaqueValue:
@@ -21,7 +23,7 @@ class OpaqueValue:
 
 
 OPAQUE = OpaqueValue()
-_INT2, _INT4, _SINT4, _INT8, _FLOAT8 = (struct.Struct(form) for form in ("<H", "<I", "<i", "<Q", ">d"))
+_INT4, _SINT4, _INT8, _FLOAT8 = (struct.Struct(form) for form in ("<I", "<i", "<Q", ">d"))
 
 
 class PickleMachine:
@@ -40,54 +42,78 @@ class PickleMachine:
         self.memo: dict[int, Any] = {}
         self.lenient = lenient
 
-    def run(self) -> Any:
+    def run(self) -> Any:  # noqa: PLR0912
         """Run to the end and give the object on top. Raises: EOFError when cut off, AdapterFileError.
 
-        The instructions that make up most of a list of tensors are handled in the loop itself: a file of a thousand
-        tensors has eighty thousand of them.
+        The instructions that make up a list of tensors are handled in the loop itself, the commonest first: a FaceID
+        file has forty thousand of them, and a call for each would cost more than all the rest of reading it.
         """
-        data, stack, marks, memo, handlers = self.data, self.stack, self.marks, self.memo, _HANDLERS
-        push, end, at = stack.append, self.end, self.at
-        for _ in range(MAX_INSTRUCTIONS):
-            if at >= end:
-                raise EOFError
+        data, stack, marks, memo, end, at = self.data, self.stack, self.marks, self.memo, self.end, self.at
+        push, pop, call, resolve = stack.append, stack.pop, self.call, self.persistent
+        word, constants = _INT4.unpack_from, _CONSTANTS
+        for _ in repeat(None, MAX_INSTRUCTIONS):
             code = data[at]
             at += 1
             if code == 0x72:  # LONG_BINPUT
-                memo[int.from_bytes(data[at : at + 4], "little")] = stack[-1]
+                memo[word(data, at)[0]] = stack[-1]
                 at += 4
-            elif code == 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
+            elif code == 0x68:  # BINGET
+                push(memo[data[at]])
                 at += 1
             elif code == 0x4B:  # BININT1
                 push(data[at])
                 at += 1
-            elif code == 0x68:  # BINGET
-                push(memo[data[at]])
-                at += 1
-            elif code == 0x6A:  # LONG_BINGET
-                push(memo[int.from_bytes(data[at : at + 4], "little")])
-                at += 4
             elif code == 0x28:  # MARK
                 marks.append(len(stack))
+            elif code == 0x58:  # BINUNICODE
+                start = at + 4
+                at = start + word(data, at)[0]
+                if at > end:
+                    raise EOFError
+                push(data[start:at].decode("utf-8", "replace"))
             elif code == 0x74:  # TUPLE
                 mark = marks.pop()
-                stack[mark:] = [tuple(stack[mark:])]
+                items = tuple(stack[mark:])
+                del stack[mark:]
+                push(items)
+            elif code == 0x52:  # REDUCE
+                arguments = pop()
+                stack[-1] = call(stack[-1], arguments)
+            elif code == 0x86:  # TUPLE2
+                second = pop()
+                stack[-1] = (stack[-1], second)
+            elif code == 0x4D:  # BININT2
+                push(data[at] | data[at + 1] << 8)
+                at += 2
+            elif code == 0x51:  # BINPERSID
+                stack[-1] = resolve(stack[-1])
+            elif code in constants:
+                push(constants[code])
+            elif code == 0x4A:  # BININT
+                push(_SINT4.unpack_from(data, at)[0])
+                at += 4
             elif code == 0x2E:  # STOP
-                return stack.pop()
+                return pop()
             else:
                 self.at = at
-                handler = handlers[code]
-                if handler is None:
-                    raise AdapterFileError(
-                        f"The pickle uses instruction 0x{code:02x}, which torch never writes for weights: "
-                        "refused, use the .safetensors version of the file."
-                    )
-                handler(self)
+                self.step(code)
                 at = self.at
         raise AdapterFileError(
             f"The pickle runs past {MAX_INSTRUCTIONS} instructions, more than any list of weights: refused."
         )
+
+    def step(self, code: int) -> None:
+        """Run one of the rarer instructions, whose operands begin at `at`."""
+        # Only the padding behind the end is reached here: operands are read from it, instructions are not.
+        if self.at > self.end:
+            raise EOFError
+        handler = _HANDLERS[code]
+        if handler is None:
+            raise AdapterFileError(
+                f"The pickle uses instruction 0x{code:02x}, which torch never writes for weights: "
+                "refused, use the .safetensors version of the file."
+            )
+        handler(self)
 
     # -- reading operands
     def take(self, count: int) -> bytes:
@@ -134,16 +160,11 @@ class PickleMachine:
         """What calling a global gives."""
         raise NotImplementedError
 
-    def persistent(self) -> None:
-        """Replace the persistent id on top of the stack by what it refers to."""
+    def persistent(self, record: Any) -> Any:
+        """What a persistent id refers to."""
         raise NotImplementedError
 
     # -- containers
-    def reduce(self) -> None:
-        arguments = self.stack.pop()
-        function = self.stack[-1]
-        self.stack[-1] = self.call(function, arguments)
-
     def set_items(self, target: Any, items: list[Any]) -> None:
         if not isinstance(target, dict):
             if self.lenient:
@@ -194,6 +215,15 @@ def _tuple_of(count: int) -> Callable[[PickleMachine], None]:
         reader.stack[-count:] = [tuple(reader.stack[-count:])]
 
     return handler
+
+
+def _new_object(reader: PickleMachine) -> None:
+    arguments = reader.stack.pop()
+    reader.stack[-1] = reader.call(reader.stack[-1], arguments)
+
+
+def _binput(reader: PickleMachine) -> None:
+    reader.memo[reader.byte()] = reader.stack[-1]
 
 
 def _memoize(reader: PickleMachine) -> None:
@@ -249,27 +279,20 @@ for _code, _handler in {
     0x30: lambda r: r.stack.pop(),
     0x31: lambda r: r.since_mark(),
     0x32: lambda r: r.stack.append(r.stack[-1]),
-    0x4A: lambda r: r.stack.append(r.number(_SINT4)),
+    0x6A: lambda r: r.stack.append(r.memo[r.number(_INT4)]),  # LONG_BINGET
     0x8A: _long1,
     0x47: lambda r: r.stack.append(r.number(_FLOAT8)),
-    0x4E: _pushes(lambda: None),
-    0x88: _pushes(lambda: True),
-    0x89: _pushes(lambda: False),
-    0x58: _counted(_INT4),  # BINUNICODE
     0x8C: lambda r: r.text(r.byte()),
     0x8D: _counted(_INT8),
     0x55: lambda r: r.text(r.byte()),  # SHORT_BINSTRING
     0x54: _counted(_INT4),
     0x43: lambda r: r.text(r.byte()),  # SHORT_BINBYTES
     0x42: _counted(_INT4),
-    0x29: _pushes(tuple),
     0x5D: _pushes(list),
     0x7D: _pushes(dict),
-    0x4D: lambda r: r.stack.append(r.number(_INT2)),
     0x6C: _mark_to_list,
     0x64: _mark_to_dict,
     0x85: _tuple_of(1),
-    0x86: _tuple_of(2),
     0x87: _tuple_of(3),
     0x61: _append,
     0x65: lambda r: r.append_items(r.since_mark()),
@@ -277,10 +300,9 @@ for _code, _handler in {
     0x75: _setitems,
     0x63: _global,
     0x93: _stack_global,
-    0x52: PickleMachine.reduce,
-    0x81: PickleMachine.reduce,  # NEWOBJ
+    0x81: _new_object,
     0x62: PickleMachine.build,
-    0x51: lambda r: r.persistent(),
+    0x71: _binput,
     0x94: _memoize,
 }.items():
     _HANDLERS[_code] = _handler

@@ -12,12 +12,14 @@ from typing import Any
 
 from .errors import AdapterFileError
 from .pickle_machine import OPAQUE, PickleMachine
+from .printable import shown
 from .spec import TensorInfo
 
 MAX_NODES = 100_000
 MAX_NAME = 500
 MAX_DEPTH = 12
 MAX_DIMENSIONS = 8
+MAX_COUNT = 1 << 48  # elements
 
 STORAGES = {
     "torch.HalfStorage": ("F16", 2),
@@ -43,7 +45,7 @@ ALLOWED = (_ORDERED_DICT, _REBUILD, *STORAGES)
 _IMPOSSIBLE = "The pickle has a tensor of an impossible shape: the file is damaged."
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Storage:
     """A record of the zip that tensors are views of; `numel` counts elements of `width` bytes."""
 
@@ -66,11 +68,12 @@ class _TorchReader(PickleMachine):
     def __init__(self, data: bytes, *, lenient: bool) -> None:
         super().__init__(data, lenient=lenient)
         self.storages: dict[str, Storage] = {}
+        self.described: dict[tuple[str, tuple[int, ...]], TensorInfo] = {}
 
     def find_global(self, name: str) -> None:
         if name not in ALLOWED and not self.lenient:
             raise AdapterFileError(
-                f"The pickle asks for {name}, which weights do not need and which could run code: refused. "
+                f"The pickle asks for {shown(name)}, which weights do not need and which could run code: refused. "
                 "Use the .safetensors version, or re-save the file as safetensors from a source you trust."
             )
         self.stack.append(_Global(name))
@@ -78,7 +81,7 @@ class _TorchReader(PickleMachine):
     def call(self, function: Any, arguments: Any) -> Any:
         name = function.name if isinstance(function, _Global) else ""
         if name == _REBUILD:
-            return _tensor(arguments)
+            return self.tensor(arguments)
         if name == _ORDERED_DICT:
             # No published file gives it items here, so an argument is not worth a meaning.
             return {}
@@ -86,45 +89,54 @@ class _TorchReader(PickleMachine):
             return OPAQUE
         raise AdapterFileError(f"The pickle calls {name or 'something that is not a function'}: refused.")
 
-    def persistent(self) -> None:
-        record = self.stack[-1]
+    def persistent(self, record: Any) -> Any:
         if not isinstance(record, tuple) or len(record) != 5 or record[0] != "storage":
             raise AdapterFileError("The pickle refers to something that is not a tensor storage: refused.")
         _, kind, key, _, numel = record
         known = STORAGES.get(kind.name) or _MORE_STORAGES.get(kind.name) if isinstance(kind, _Global) else None
         if known is None:
             if self.lenient and isinstance(kind, _Global):
-                self.stack[-1] = OPAQUE
-                return
+                return OPAQUE
             raise AdapterFileError("The pickle has a tensor storage of an unknown type: refused.")
-        if not isinstance(key, str) or not _is_count(numel):
+        if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < MAX_COUNT:
             raise AdapterFileError("The pickle has a tensor storage of an impossible length: the file is damaged.")
         storage = self.storages.get(key)
         if storage is None:
             storage = self.storages[key] = Storage(key, known[0], known[1], numel)
         elif (storage.dtype, storage.numel) != (known[0], numel):
-            raise AdapterFileError(f"The pickle describes the storage {key!r} in two ways: the file is damaged.")
-        self.stack[-1] = storage
+            raise AdapterFileError(f"The pickle describes the storage '{shown(key)}' in two ways: the file is damaged.")
+        return storage
+
+    def tensor(self, arguments: Any) -> Any:
+        """Describe a tensor from `(storage, offset, size, stride, requires_grad, hooks[, metadata])`."""
+        if not isinstance(arguments, tuple) or len(arguments) not in (6, 7):
+            raise AdapterFileError(
+                "The pickle rebuilds a tensor from the wrong number of arguments: the file is damaged."
+            )
+        storage, offset, size, stride = arguments[:4]
+        if storage is OPAQUE:
+            return OPAQUE
+        if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+            raise AdapterFileError("The pickle rebuilds a tensor from something that is not a storage: refused.")
+        _check_extent(storage, offset, size, stride)
+        # A file has few shapes and many tensors; sizes are plain numbers by now, so that hashing them is safe.
+        described = self.described.get((storage.dtype, size))
+        if described is None:
+            described = self.described[storage.dtype, size] = TensorInfo(storage.dtype, size)
+        return described
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 48
-
-
-def _tensor(arguments: Any) -> Any:
-    """Describe a tensor from `(storage, offset, size, stride, requires_grad, hooks[, metadata])`."""
-    if not isinstance(arguments, tuple) or len(arguments) not in (6, 7):
-        raise AdapterFileError("The pickle rebuilds a tensor from the wrong number of arguments: the file is damaged.")
-    storage, offset, size, stride = arguments[:4]
-    if storage is OPAQUE:
-        return OPAQUE
-    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
-        raise AdapterFileError("The pickle rebuilds a tensor from something that is not a storage: refused.")
-    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or not _is_count(offset):
+def _check_extent(storage: Storage, offset: Any, size: tuple[Any, ...], stride: tuple[Any, ...]) -> None:
+    """Check that a view consists of plain numbers and stays inside its storage."""
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
+        raise AdapterFileError(_IMPOSSIBLE)
+    if type(offset) is not int or not 0 <= offset < MAX_COUNT:
         raise AdapterFileError(_IMPOSSIBLE)
     last, count = offset, 1
     for extent, step in zip(size, stride, strict=True):
-        if not _is_count(extent) or not _is_count(step):
+        if type(extent) is not int or type(step) is not int:
+            raise AdapterFileError(_IMPOSSIBLE)
+        if not 0 <= extent < MAX_COUNT or not 0 <= step < MAX_COUNT:
             raise AdapterFileError(_IMPOSSIBLE)
         last += (extent - 1) * step
         count *= extent
@@ -133,7 +145,6 @@ def _tensor(arguments: Any) -> Any:
             f"A tensor of shape {list(size)} reaches element {last} of a storage of {storage.numel}: "
             "the file is damaged, download it again."
         )
-    return TensorInfo(storage.dtype, size)
 
 
 def read_pickle(data: bytes, *, lenient: bool = False) -> tuple[dict[str, TensorInfo], dict[str, Storage]]:
@@ -172,7 +183,7 @@ def _flatten(top: Any) -> dict[str, TensorInfo]:
                 raise AdapterFileError(f"The pickle has a tensor name of more than {MAX_NAME} characters: refused.")
             if isinstance(value, TensorInfo):
                 if name in flat:
-                    raise AdapterFileError(f"The pickle names the tensor {name} twice: the file is damaged.")
+                    raise AdapterFileError(f"The pickle names the tensor {shown(name)} twice: the file is damaged.")
                 flat[name] = value
             elif isinstance(value, dict):
                 pending.append((name + ".", value, depth + 1))

@@ -8,9 +8,10 @@ from them. Classes (tencent-ailab/IP-Adapter): ImageProjModel `linear`, Resample
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .printable import shown
 from .spec import EncoderName, Feature, Kind, ProjectorSpec, TensorInfo
 from .verdicts import Verdict, damaged, unsupported
 
@@ -44,14 +45,11 @@ class Projector:
 def describe_projector(tensors: Mapping[str, TensorInfo], context_dim: int, lora_rank: int) -> Projector | Verdict:
     """Recognise a projector by its keys (without `image_proj.`) that makes tokens `context_dim` wide."""
     shapes = {name: info.shape for name, info in tensors.items()}
-    for sign, describe in _FAMILIES:
-        if all(name in shapes for name in sign):
-            found = describe(shapes, context_dim, lora_rank)
-            if found is None:
-                first = next(name for name in sign)
-                return damaged(f"its projector's {first} has shape {list(shapes[first])}, which fits no adapter")
-            return found
-    keys = ", ".join(list(shapes)[:3])
+    for sign, needed, describe in _FAMILIES:
+        # A family is known by any of its names, so that a file that lacks one of them is not taken for another's.
+        if any(re.match(sign, name) for name in shapes):
+            return _lacking(shapes, needed) or describe(shapes, context_dim, lora_rank)
+    keys = ", ".join(shown(name) for name in list(shapes)[:3])
     return unsupported(f"An IP-Adapter with an unknown projector ({keys}, ...); use a published one.")
 
 
@@ -64,7 +62,9 @@ def _compare(shapes: Shapes, expected: Shapes) -> Verdict | None:
             return damaged(f"its projector's {name} has shape {list(shapes[name])}, expected {list(shape)}")
     for name in shapes:
         if name not in expected:
-            return unsupported(f"An IP-Adapter whose projector has an unknown tensor {name}; use a published one.")
+            return unsupported(
+                f"An IP-Adapter whose projector has an unknown tensor {shown(name)}; use a published one."
+            )
     return None
 
 
@@ -86,17 +86,30 @@ def _matrix(shapes: Shapes, name: str) -> tuple[int, int] | None:
     return (shape[0], shape[1]) if len(shape) == 2 and min(shape) > 0 else None
 
 
+def _lacking(shapes: Shapes, needed: Iterable[str]) -> Verdict | None:
+    """Say which of the tensors that the sizes are read from is missing or has not even the dimensions."""
+    for name in needed:
+        if name not in shapes:
+            return damaged(f"its projector lacks {name}")
+        if len(shapes[name]) != (3 if name == "latents" else 2) or min(shapes[name]) < 1:
+            return _misfit(shapes, name)
+    return None
+
+
+def _misfit(shapes: Shapes, name: str) -> Verdict:
+    return damaged(f"its projector's {name} has shape {list(shapes[name])}, which fits no adapter")
+
+
 def _affine(name: str, rows: int, columns: int | None = None) -> Shapes:
     weight = (rows,) if columns is None else (rows, columns)
     return {f"{name}.weight": weight, f"{name}.bias": (rows,)}
 
 
-def _linear(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict | None:
+def _linear(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
     """`proj.weight [tokens * context, width]`, `norm` (ImageProjModel)."""
-    matrix = _matrix(shapes, "proj.weight")
-    if matrix is None or matrix[0] % context_dim:
-        return None
-    rows, width = matrix
+    rows, width = shapes["proj.weight"]
+    if rows % context_dim:
+        return _misfit(shapes, "proj.weight")
     wrong = _foreign(width) or _compare(shapes, {**_affine("proj", rows, width), **_affine("norm", context_dim)})
     if wrong:
         return wrong
@@ -131,19 +144,16 @@ def _perceiver(shapes: Shapes, prefix: str, width: int, dim: int) -> tuple[Shape
     return expected, inner // HEAD_WIDTH, depth
 
 
-def _resampler(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict | None:
+def _resampler(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
     """`latents [1, tokens, dim]` query the encoder's hidden states, or one face vector (Resampler)."""
-    latents, proj_in = shapes["latents"], _matrix(shapes, "proj_in.weight")
-    if proj_in is None:
-        return damaged("its projector lacks a proj_in.weight of two dimensions")
-    if len(latents) != 3 or latents[0] != 1 or min(latents) < 1:
-        return None
-    tokens, dim, width = latents[1], latents[2], proj_in[1]
+    (one, tokens, dim), (_, width) = shapes["latents"], shapes["proj_in.weight"]
+    if one != 1:
+        return _misfit(shapes, "latents")
     perceiver = _foreign(width) or _perceiver(shapes, "", width, dim)
     if isinstance(perceiver, Verdict):
         return perceiver
     layers, heads, depth = perceiver
-    layers |= {"latents": latents, **_affine("proj_out", context_dim, dim), **_affine("norm_out", context_dim)}
+    layers |= {"latents": (1, tokens, dim), **_affine("proj_out", context_dim, dim), **_affine("norm_out", context_dim)}
     spec = ProjectorSpec("resampler", tokens, width, context_dim, dim=dim, heads=heads, depth=depth)
     return _compare(shapes, layers) or _resampler_for(spec)
 
@@ -158,12 +168,9 @@ def _resampler_for(spec: ProjectorSpec) -> Projector:
     return Projector(spec, "plus", _HIDDEN.get(width, ()), "hidden")
 
 
-def _full_face(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict | None:
+def _full_face(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
     """`proj.0`, `proj.2`, `proj.3` on each of the encoder's tokens (MLPProjModel)."""
-    matrix = _matrix(shapes, "proj.0.weight")
-    if matrix is None:
-        return None
-    rows, width = matrix
+    rows, width = shapes["proj.0.weight"]
     expected = _affine("proj.0", rows, width) | _affine("proj.2", context_dim, rows) | _affine("proj.3", context_dim)
     wrong = _foreign(width) or _compare(shapes, expected)
     if wrong:
@@ -172,50 +179,56 @@ def _full_face(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | 
     return Projector(spec, "full_face", _HIDDEN.get(width, ()), "hidden")
 
 
-def _face_mlp(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict | None:
+def _face_mlp(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
     """`proj.0 [hidden, 512]`, `proj.2 [tokens * context, hidden]`, `norm` (MLPProjModel of FaceID)."""
-    first, second = _matrix(shapes, "proj.0.weight"), _matrix(shapes, "proj.2.weight")
-    if first is None or second is None or second[0] % context_dim:
-        return None
-    expected = _affine("proj.0", *first) | _affine("proj.2", second[0], first[0]) | _affine("norm", context_dim)
-    wrong = _face_width(first[1]) or _compare(shapes, expected)
+    (hidden, width), (rows, _) = shapes["proj.0.weight"], shapes["proj.2.weight"]
+    if rows % context_dim:
+        return _misfit(shapes, "proj.2.weight")
+    expected = _affine("proj.0", hidden, width) | _affine("proj.2", rows, hidden) | _affine("norm", context_dim)
+    wrong = _face_width(width) or _compare(shapes, expected)
     if wrong:
         return wrong
-    spec = ProjectorSpec("face_mlp", second[0] // context_dim, FACE_WIDTH, context_dim, dim=first[0])
+    spec = ProjectorSpec("face_mlp", rows // context_dim, FACE_WIDTH, context_dim, dim=hidden)
     portrait = spec.tokens == 16 and not lora_rank
     return Projector(spec, "faceid_portrait" if portrait else "faceid", ("buffalo_l",), "face", image_size=0)
 
 
-def _face_plus(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict | None:
+def _face_plus(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
     """`face_mlp` tokens that query the encoder's hidden states (ProjPlusModel)."""
     prefix = "perceiver_resampler."
-    proj_in = _matrix(shapes, f"{prefix}proj_in.weight")
-    first, second = _matrix(shapes, "proj.0.weight"), _matrix(shapes, "proj.2.weight")
-    if proj_in is None or first is None or second is None:
-        return None
-    dim, width = proj_in
+    dim, width = shapes[f"{prefix}proj_in.weight"]
+    (hidden, face), (rows, _) = shapes["proj.0.weight"], shapes["proj.2.weight"]
     if (dim, width) == (4096, 1024):
         return unsupported(
             "Kolors FaceID, whose tokens only Kolors' own text projection can read; use it in a Kolors pipeline.",
             base="Kolors",
         )
-    if dim != context_dim or second[0] % dim:
+    if dim != context_dim or rows % dim:
         return damaged(f"its face tokens are {dim} wide where its attention expects {context_dim}")
-    perceiver = _face_width(first[1]) or _foreign(width) or _perceiver(shapes, prefix, width, dim)
+    perceiver = _face_width(face) or _foreign(width) or _perceiver(shapes, prefix, width, dim)
     if isinstance(perceiver, Verdict):
         return perceiver
     layers, heads, depth = perceiver
-    layers |= _affine("proj.0", *first) | _affine("proj.2", second[0], first[0]) | _affine("norm", dim)
+    layers |= _affine("proj.0", hidden, face) | _affine("proj.2", rows, hidden) | _affine("norm", dim)
     layers |= _affine(f"{prefix}proj_out", dim, dim) | _affine(f"{prefix}norm_out", dim)
-    spec = ProjectorSpec("face_plus", second[0] // dim, FACE_WIDTH, dim, width, dim, heads, depth)
+    spec = ProjectorSpec("face_plus", rows // dim, FACE_WIDTH, dim, width, dim, heads, depth)
     encoders: tuple[EncoderName, ...] = ("buffalo_l", *_HIDDEN.get(width, ()))
     return _compare(shapes, layers) or Projector(spec, "faceid_plus_v2", encoders, "face_hidden")
 
 
+def _mlp(shapes: Shapes, context_dim: int, lora_rank: int) -> Projector | Verdict:
+    """`proj.0` and `proj.2`: FaceID's when they end in `norm`, else either family without its end."""
+    if any(name.startswith("norm.") for name in shapes):
+        return _face_mlp(shapes, context_dim, lora_rank)
+    return damaged(f"its projector lacks {'norm' if shapes['proj.0.weight'][1] == FACE_WIDTH else 'proj.3'}.weight")
+
+
+_MLP = ("proj.0.weight", "proj.2.weight")
+# What a family's names begin with, the tensors that its sizes are read from, and how it is described.
 _FAMILIES = (
-    (("perceiver_resampler.proj_in.weight",), _face_plus),
-    (("latents",), _resampler),
-    (("proj.3.weight",), _full_face),
-    (("proj.0.weight", "proj.2.weight"), _face_mlp),
-    (("proj.weight", "norm.weight"), _linear),
+    (r"perceiver_resampler\.", ("perceiver_resampler.proj_in.weight", *_MLP), _face_plus),
+    (r"latents$|proj_(?:in|out)\.|norm_out\.|layers\.\d+\.[01]\.", ("latents", "proj_in.weight"), _resampler),
+    (r"proj\.3\.", _MLP, _full_face),
+    (r"proj\.[02]\.", _MLP, _mlp),
+    (r"proj\.(?:weight|bias)$", ("proj.weight",), _linear),
 )

@@ -1,7 +1,8 @@
 """Files that are not a usable IP-Adapter, told by a tensor name each; `detection` asks the rows in their order.
 
 The order matters, the first hit wins: a ControlNet also has `input_blocks`, a full checkpoint also holds encoders.
-Patterns are searched in all names at once, one per line; `also` must be found as well.
+Patterns are searched in all names at once, one per line; `also` must be found as well. Names are hostile text: a
+pattern may have one part of free length, since two of them that can trade characters take quadratic time.
 """
 
 from __future__ import annotations
@@ -41,10 +42,16 @@ FAMILIES = (
         base="Flux",
     ),
     Row(
-        r"^(?:module\.)?(?:id_adapter_attn_layers\.|pulid_)",
+        r"^(?:module\.)?id_adapter(?:_attn_layers)?\.",
         "unsupported",
         "A PuLID file; it needs its own face encoder (EVA02-CLIP) and is not supported.",
         base="SDXL",
+    ),
+    Row(
+        r"^(?:module\.)?pulid_(?:ca|encoder)\.",
+        "unsupported",
+        "A PuLID file for Flux; it needs a Flux pipeline and its own face encoder (EVA02-CLIP) and is not supported.",
+        base="Flux",
     ),
     Row(
         r"^id_encoder\.",
@@ -88,14 +95,14 @@ OTHER_FILES = (
         kind="controlnet",
     ),
     Row(
-        r"^down_blocks_\d.*_attn[12]_\w+_proj\.lora_(?:down|up)\.weight$",
+        r"^down_blocks_\d.*_attn[12]_(?:q|k|v|out)_proj\.lora_(?:down|up)\.weight$",
         "unsupported",
         "An early, broken upload of the FaceID SDXL LoRA (its names lack lora_unet_); download it again.",
         kind="lora",
         base="SDXL",
     ),
     Row(
-        r"^lora_(?:unet|te\d?)_|\.lora_(?:up|down|A|B)\b|\.hada_w1|\.lokr_w1",
+        r"^lora_(?:unet|te\d?)_|\.lora_(?:up|down|A|B)\b|[._]lora(?:_linear_layer)?\.(?:up|down)\.|\.hada_w1|\.lokr_w1",
         "not_adapter",
         "A LoRA; put it in models/Lora and call it from the prompt.",
         kind="lora",
@@ -134,7 +141,10 @@ def first_hit(rows: Iterable[Row], names: str) -> Row | None:
 
 @dataclass(frozen=True)
 class Relative:
-    """A family that shares IP-Adapter's prefixes: the part it shows in and the name that gives it away."""
+    """A family that shares IP-Adapter's prefixes: the part it shows in and the name that gives it away.
+
+    Without a `base` it exists for several, and the width of the attention's context tells.
+    """
 
     part: str  # "projector" or "attention"
     pattern: str

@@ -44,12 +44,14 @@ class Tie:
     dtypes: Mapping[tuple[str, ...], Answer] | None = None
 
 
-# Patterns are searched in the lower-case file name without its extension.
+# Patterns are searched in the lower-case file name without its extension, or title in the file's metadata.
 _SEP = r"[-_ .]*"
+# The word itself, not a part of one like "surface", and not the company.
+_FACE = r"(?<!hugging)(?<!hugging[-_ .])(?<![a-z])face(?![a-z])"
 FACEID_PLUS = Tie(
     answers=(("faceid_plus_v2", ""), ("faceid_plus", "")),
     words=(
-        (("faceid_plus_v2", ""), r"v2"),
+        (("faceid_plus_v2", ""), rf"(?<![a-z])v2(?!\d)|plus{_SEP}v2(?!\d)"),
         (("faceid_plus", ""), rf"face{_SEP}id{_SEP}plus"),
     ),
     default=("faceid_plus_v2", ""),
@@ -68,20 +70,20 @@ FACE_RESAMPLER = Tie(
 _PLUS_ANSWERS: tuple[Answer, ...] = (("plus", "composition"), ("plus", "plus-face"), ("plus", "plus"))
 _PLUS_WORDS = (
     (("plus", "composition"), r"composition"),
-    (("plus", "plus-face"), rf"plus{_SEP}face|(?<![a-z])face(?![a-z])"),
+    (("plus", "plus-face"), rf"plus{_SEP}face(?![a-z])|{_FACE}"),
     (("plus", "plus"), r"plus"),
 )
 PLUS = Tie(
     answers=_PLUS_ANSWERS,
     words=_PLUS_WORDS,
     default=("plus", "plus"),
-    rules=("override", "sha256", "w8", "size", "metadata", "name"),
+    rules=("override", "sha256", "w8", "size", "name", "metadata"),
 )
 PLUS_SD1_TORCH = Tie(
     answers=_PLUS_ANSWERS,
     words=_PLUS_WORDS,
     default=("plus", "plus"),
-    rules=("override", "sha256", "w8", "size", "metadata", "name", "dtype"),
+    rules=("override", "sha256", "w8", "size", "name", "metadata", "dtype"),
     dtypes={
         ("F32", "F32"): ("plus", "plus"),
         ("F32", "F16"): ("plus", "plus"),
@@ -103,6 +105,10 @@ INSTANTID_CONTROLNET = Tie(
     rules=("override", "sha256", "w8", "name"),
     default_rule="shapes",
 )
+
+
+# What trainers and converters call a file's title: diffusers' and people's own, kohya's, Stability's ModelSpec.
+_TITLE_KEYS = ("name", "title", "ss_output_name", "modelspec.title")
 
 
 def settle(tie: Tie, evidence: Evidence) -> tuple[Answer, str]:
@@ -156,7 +162,9 @@ def _by_dtype(tie: Tie, evidence: Evidence) -> Answer | None:
 
 
 def _by_metadata(tie: Tie, evidence: Evidence) -> Answer | None:
-    text = " ".join(value[:200] for value in evidence.header.metadata.values()).lower()
+    """Titles only: free text ("not for faces", "exported with Hugging Face's tools") says anything."""
+    metadata = evidence.header.metadata
+    text = "\n".join(metadata.get(key, "")[:200] for key in _TITLE_KEYS).lower()
     return next((answer for answer, words in tie.words if answer != tie.default and re.search(words, text)), None)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from .printable import shown
 from .spec import TensorInfo, VisionEncoderSpec
 from .verdicts import Verdict
 
@@ -60,7 +61,10 @@ def describe_vision(tensors: Mapping[str, TensorInfo]) -> VisionEncoderSpec | Ve
 
 
 def _broken(what: str) -> Verdict:
-    return Verdict("unreadable", f"A damaged vision encoder: {what}; download it again.", kind="vision_encoder")
+    # Names in it may begin with whatever precedes the tower's own names in the file.
+    return Verdict(
+        "unreadable", f"A damaged vision encoder: {shown(what, 300)}; download it again.", kind="vision_encoder"
+    )
 
 
 def _transformers(tensors: Mapping[str, TensorInfo], prefix: str) -> VisionEncoderSpec | Verdict:
@@ -69,6 +73,7 @@ def _transformers(tensors: Mapping[str, TensorInfo], prefix: str) -> VisionEncod
         return Verdict(
             "not_adapter",
             "A SigLIP vision encoder, which Flux and SD3.5 adapters use; no IP-Adapter here needs it.",
+            kind="vision_encoder",
             variant="siglip",
         )
     layers = f"{base}encoder.layers."

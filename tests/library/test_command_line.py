@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,41 @@ def test_exit_status(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty.mkdir()
     assert main(["inspect", "--json", str(empty)]) == 0
     assert json.loads(capsys.readouterr().out) == []
+
+
+def test_an_empty_folder_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", f"No model files in {tmp_path}.\n")
+
+
+def test_an_empty_path_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--json", ""]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["message"] == "The path is empty; name a file or a folder."
+
+
+def test_a_path_is_printed_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        path = write_safetensors(tmp_path / "a\n\x1b[2J.safetensors", adapter_shapes("base", "SD1", narrow=16))
+    except OSError as error:
+        pytest.skip(f"no such name here: {error}")
+    assert main(["inspect", str(path)]) == 0
+    assert "a\\n\\x1b[2J.safetensors\n  supported" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error there")
+@pytest.mark.parametrize("arguments", [["--json"], []])
+def test_a_reader_that_stops_early_is_no_error_of_ours(arguments: list[str], folder: Path) -> None:
+    for number in range(300):
+        (folder / f"{number}.bin").write_bytes(b"")
+    command = [sys.executable, "-m", "lib_ipadapter.library", "inspect", *arguments, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+        process.wait(timeout=60)
+    assert (errors, process.returncode) == (b"", 1)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,13 @@ def test_truncated_zip(share: float, flat: bool, tmp_path: Path) -> None:
     assert payload < numbers[1] < payload + 20_000
 
 
+@pytest.mark.parametrize("keep", [4, 10, 29, 40])
+def test_truncated_in_its_first_record(keep: int, tmp_path: Path) -> None:
+    path = write_torch(tmp_path / "a.bin", NARROW)
+    os.truncate(path, keep)
+    unreadable(path, "Truncated", f"has {keep} bytes")
+
+
 def test_truncated_before_the_list_of_tensors_ends(tmp_path: Path) -> None:
     known = by_id("sd15_light_v11")
     path = write_torch(tmp_path / known.name, adapter_shapes("base", "SD1"))
@@ -134,8 +141,9 @@ def test_zip_without_a_model(tmp_path: Path) -> None:
     unreadable(path, "zip archive of 2 files", "unpack")
 
 
-def test_zip_of_face_models(tmp_path: Path) -> None:
-    path = tmp_path / "antelopev2.zip"
+@pytest.mark.parametrize("name", ["antelopev2.zip", "antelopev2.bin", "renamed.pth"])
+def test_zip_of_face_models(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("antelopev2/glintr100.onnx", b"x")
         archive.writestr("antelopev2/scrfd_10g_bnkps.onnx", b"x")
@@ -176,6 +184,8 @@ def reshaped(name: str, *shape: int, shapes: Shapes = NARROW) -> Shapes:
 
 
 FACEID = adapter_shapes("faceid", "SD1", narrow=16)
+FACEID_PLUS = adapter_shapes("faceid_plus", "SD1", narrow=16)
+FULL_FACE = adapter_shapes("full_face", "SD1", narrow=16)
 PLUS = adapter_shapes("plus", "SD1", narrow=16)
 HALF = {
     "half a pair": (without(".7.to_v_ip"), ("layer 7 has to_k_ip and no to_v_ip",)),
@@ -196,6 +206,20 @@ HALF = {
     "tokens": (reshaped("image_proj.proj.weight", 1000, 1024), ("proj.weight", "[1000, 1024]")),
     "latents": (reshaped("image_proj.latents", 2, 16, 64, shapes=PLUS), ("latents",)),
     "no proj_in": (without("proj_in.weight", shapes=PLUS), ("proj_in.weight",)),
+    "no scale": (without("proj.bias", "norm.weight"), ("lacks proj.bias",)),
+    "no norm": (without("norm.weight"), ("lacks norm.weight",)),
+    "no matrix": (without("proj.weight"), ("lacks proj.weight",)),
+    "no latents": (without("latents", shapes=PLUS), ("lacks latents",)),
+    "no output": (without("proj_out.weight", shapes=PLUS), ("lacks proj_out.weight",)),
+    "full-face, no norm": (without("proj.3", shapes=FULL_FACE), ("lacks proj.3.weight",)),
+    "full-face, no scale": (without("proj.3.weight", shapes=FULL_FACE), ("lacks proj.3.weight",)),
+    "full-face, no input": (without("proj.0.weight", shapes=FULL_FACE), ("lacks proj.0.weight",)),
+    "FaceID, no norm": (without("image_proj.norm", shapes=FACEID), ("lacks norm.weight",)),
+    "FaceID, no output": (without("proj.2.weight", shapes=FACEID), ("lacks proj.2.weight",)),
+    "FaceID Plus, no input": (without("image_proj.proj.0.weight", shapes=FACEID_PLUS), ("lacks proj.0.weight",)),
+    "FaceID Plus, no resampler input": (
+        without("proj_in.weight", shapes=FACEID_PLUS), ("lacks perceiver_resampler.proj_in.weight",),
+    ),
     "no queries": (without("to_q", shapes=PLUS), ("to_q",)),
     "output": (reshaped("image_proj.proj_out.weight", 1024, 64, shapes=PLUS), ("proj_out.weight", "[768, 64]")),
     "LoRA count": (without("30.to_out_lora.up", shapes=FACEID), ("255 of 256",)),

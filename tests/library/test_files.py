@@ -84,6 +84,54 @@ def test_one_file_in_two_folders_is_no_question(folders: tuple[Path, Path]) -> N
     assert scan(folders).find("copied").path == folders[0] / "copied.safetensors"
 
 
+def test_what_cannot_be_read_is_no_second_file(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = put(folders[1] / "x.safetensors")
+    link(folders[0] / "x.safetensors", tmp_path / "gone")
+    listing = scan(folders)
+    assert [file.name for file in listing.files].count("x.safetensors") == 2
+    assert listing.find("x").path == good
+    locked = put(folders[0] / "sdxl" / "y.safetensors", PLUS)
+    other = put(folders[1] / "sub" / "y.safetensors")
+    deleted = put(folders[1] / "more" / "y.safetensors")
+    listing = scan(folders)
+    deleted.unlink()
+    with pytest.raises(AdapterFileError, match="3 files are called 'y'"):
+        listing.find("y")
+    open_file = Path.open
+
+    def refuse(path: Path, *args: object, **keywords: object) -> object:
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert listing.find("y").path == other
+    other.unlink()
+    with pytest.raises(AdapterFileError, match=r"3 files are called 'y' and none of them can be read: .*refresh"):
+        listing.find("y")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_named_pipe_is_no_second_file(folders: tuple[Path, Path]) -> None:
+    good = put(folders[1] / "x.safetensors")
+    os.mkfifo(folders[0] / "x.safetensors")
+    assert scan(folders).find("x").path == good
+
+
+def test_a_folder_that_cannot_be_resolved_is_a_problem(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object) -> str:
+        raise OSError(1, "Incorrect function")  # a RAM disk on Windows
+
+    monkeypatch.setattr(os.path, "realpath", refuse)
+    listing = scan((folders[0],))
+    assert listing.files == ()
+    assert "Incorrect function" in listing.problems[0]
+
+
 def test_a_folder_or_the_path_tells_two_files_of_one_name(folders: tuple[Path, Path]) -> None:
     first, second = put(folders[0] / "two.safetensors"), put(folders[1] / "two.safetensors", PLUS)
     with pytest.raises(AdapterFileError, match="2 files"):

@@ -67,6 +67,18 @@ UNSUPPORTED = {
     "Instruct, other name": (relative("image_proj.proj_new_input.weight"), "IP-Adapter-Instruct"),
     "InstantIR": (relative("ip_adapter.1.ln_k_ip.linear.weight"), "InstantIR"),
     "PuLID, as IP-Adapter": (relative("image_proj.mapping_0.0.weight", "image_proj.body.0.weight"), "PuLID"),
+    "PuLID for Flux": (tensors("pulid_encoder.latents", "pulid_ca.0.to_q.weight"), "PuLID file for Flux"),
+    "padded attention id": (
+        {n.replace("ip_adapter.1.", "ip_adapter.01."): i for n, i in adapter_shapes("base", "SD1", narrow=16).items()},
+        "unknown attention key 01.to_k_ip.weight",
+    ),
+    "second spelling of an attention id": (
+        adapter_shapes("base", "SD1", narrow=16) | tensors("ip_adapter.01.to_k_ip.weight"), "unknown attention key 01.",
+    ),
+    "attention id in other digits": (
+        {n.replace("ip_adapter.3.", "ip_adapter.٣."): i for n, i in adapter_shapes("base", "SD1", narrow=16).items()},
+        "unknown attention key ٣.",
+    ),
     "PuLID": (tensors("pulid_encoder.latents", "id_adapter_attn_layers.0.id_to_k.weight"), "PuLID"),
     "PhotoMaker": (tensors("id_encoder.visual_projection_2.weight", "lora_weights.unet.x"), "PhotoMaker"),
     "CSGO": (tensors("content_image_proj.latents", "style_image_proj.latents", "ip_adapter.1.to_k_ip.weight"), "CSGO"),
@@ -105,6 +117,39 @@ def test_unsupported_family(case: str, container: str, tmp_path: Path) -> None:
     assert report.status == "unsupported", report.message
     assert words in report.message
     assert report.adapter is None
+
+
+@pytest.mark.parametrize(
+    ("names", "base"),
+    [
+        (("pulid_ca.0.to_q.weight", "pulid_encoder.latents"), "Flux"),
+        (("id_adapter_attn_layers.0.id_to_k.weight", "id_adapter.body.0.weight"), "SDXL"),
+        (("module.id_adapter.body.0.weight",), "SDXL"),
+    ],
+)
+def test_pulid_s_two_bases(names: tuple[str, ...], base: str, tmp_path: Path) -> None:
+    report = inspect_file(write_safetensors(tmp_path / "a.safetensors", tensors(*names)))
+    assert (report.status, report.base) == ("unsupported", base)
+    assert ("Flux" in report.message) == (base == "Flux")
+
+
+@pytest.mark.parametrize("base", ["SD1", "SD2", "SDXL"])
+@pytest.mark.parametrize("sign", ["proj_new_input", "Linear", "image_embeds", "ff.net.0.proj"])
+def test_a_relative_s_base_follows_from_its_context(sign: str, base: str, tmp_path: Path) -> None:
+    shapes = adapter_shapes("base", base, narrow=16) | tensors(f"image_proj.{sign}.weight")
+    report = inspect_file(write_safetensors(tmp_path / "a.safetensors", shapes))
+    assert (report.status, report.base) == ("unsupported", base)
+
+
+def test_the_base_of_conversions_whose_ids_are_others(tmp_path: Path) -> None:
+    found = tensors("image_proj.Linear.weight")
+    for number in range(70):
+        found |= tensors(f"ip_adapter.{number:03}.Parallel.Linear_1.weight", shape=(640, 2048))
+    assert inspect_file(write_safetensors(tmp_path / "a.safetensors", found)).base == "SDXL"
+    unet = tensors("encoder_hid_proj.image_projection_layers.0.image_embeds.weight") | unet_paths("to_k_ip.0.weight")
+    unet = {f"unet.{n}": (d, (320, 768) if "to_k_ip" in n else s) for n, (d, s) in unet.items()}
+    report = inspect_file(write_safetensors(tmp_path / "b.safetensors", unet))
+    assert (report.status, report.base) == ("unsupported", "SD1")
 
 
 def test_kolors_faceid_is_unsupported(tmp_path: Path) -> None:
@@ -167,6 +212,12 @@ OTHERS = {
     "kohya LoRA": (tensors("lora_unet_down_blocks_0.lora_down.weight", "lora_te_x.lora_up.weight"), "lora", "", "LoRA"),
     "SDXL LoRA": (tensors("lora_te1_text_model_x.lora_up.weight"), "lora", "", "LoRA"),
     "peft LoRA": (tensors("unet.down_blocks.0.attn.to_q.lora_A.weight"), "lora", "", "LoRA"),
+    "diffusers LoRA": (unet_paths("to_q_lora.down.weight", "to_q_lora.up.weight"), "lora", "", "LoRA"),
+    "later diffusers LoRA": (tensors("unet.down_blocks.0.attn1.to_q.lora.down.weight"), "lora", "", "LoRA"),
+    "diffusers LoRA of a text encoder": (
+        tensors("text_encoder.text_model.encoder.layers.0.self_attn.to_q.lora_linear_layer.up.weight"), "lora", "",
+        "LoRA",
+    ),
     "LoHa": (tensors("some_block.hada_w1_a"), "lora", "", "LoRA"),
     "LoKr": (tensors("some_block.lokr_w1"), "lora", "", "LoRA"),
     "checkpoint": (tensors("model.diffusion_model.x.weight", "first_stage_model.y"), "", "", "full checkpoint"),
@@ -200,6 +251,18 @@ def test_a_wrapped_checkpoint_is_still_a_checkpoint(tmp_path: Path) -> None:
     assert "full checkpoint" in inspect_file(write_safetensors(tmp_path / "a.safetensors", shapes)).message
     shapes = tensors("model.diffusion_model.x.weight")
     assert "full checkpoint" in inspect_file(write_safetensors(tmp_path / "b.safetensors", shapes)).message
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict.", "module.", "state_dict.module."])
+def test_wrapped_companions_are_still_companions(wrapper: str, tmp_path: Path) -> None:
+    def wrapped(shapes: Shapes) -> Shapes:
+        return {wrapper + name: info for name, info in shapes.items()}
+
+    path = write_torch(tmp_path / "control_instant_id_sdxl.bin", wrapped(controlnet("diffusers", 2048)))
+    report = inspect_file(path)
+    assert (report.kind, report.variant, report.base) == ("controlnet", "instantid", "SDXL")
+    report = inspect_file(write_torch(tmp_path / "lora.bin", wrapped(lora_shapes("SD1"))))
+    assert (report.kind, report.variant, report.base) == ("lora", "faceid", "SD1")
 
 
 @pytest.mark.parametrize(("base", "alpha", "count"), [("SD1", False, 256), ("SDXL", False, 1120), ("SDXL", True, 1680)])

@@ -22,6 +22,11 @@ from .synthetic import adapter_shapes, write_safetensors, write_torch
         ("my FaceID Plus V2", "faceid_plus_v2", "name"),
         ("ip-adapter-faceid-plus_sd15", "faceid_plus", "name"),
         ("ip-adapter_faceid_plus", "faceid_plus", "name"),
+        ("IP-Adapter-FaceIDPlusV2-SD15", "faceid_plus_v2", "name"),
+        ("faceid-plus_v2.1", "faceid_plus_v2", "name"),
+        ("faceid-plus_dev20", "faceid_plus", "name"),
+        ("dev20", "faceid_plus_v2", "default"),
+        ("my_v20", "faceid_plus_v2", "default"),
         ("a", "faceid_plus_v2", "default"),
     ],
 )
@@ -62,6 +67,9 @@ def test_instantid_or_unnorm(name: str, types: tuple[str, str], kind: str, rule:
         ("my.face.adapter", "plus-face", "name"),
         ("ip-adapter-plus_sd15", "plus", "name"),
         ("surface", "plus", "default"),
+        ("hugging_face", "plus", "default"),
+        ("hugging-face", "plus", "default"),
+        ("huggingface", "plus", "default"),
         ("a", "plus", "default"),
     ],
 )
@@ -73,10 +81,47 @@ def test_plus_face_and_composition(name: str, variant: str, rule: str, tmp_path:
 
 def test_metadata_names_the_composition_adapter(tmp_path: Path) -> None:
     path = write_safetensors(
-        tmp_path / "plus.safetensors", adapter_shapes("plus", "SD1"), metadata={"title": "Composition adapter"}
+        tmp_path / "a.safetensors", adapter_shapes("plus", "SD1"), metadata={"title": "Composition adapter"}
     )
     report = inspect_file(path)
     assert (report.variant, report.decided_by) == ("composition", "metadata")
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "variant", "rule"),
+    [
+        ("ip-adapter-plus_sd15", {"note": "exported with hugging-face tools"}, "plus", "name"),
+        ("ip-adapter-plus_sd15", {"title": "plus-face"}, "plus", "name"),
+        ("a", {"note": "not for face or composition", "format": "pt"}, "plus", "default"),
+        ("a", {"source": "plus-face"}, "plus", "default"),
+        ("a", {"name": "ip-adapter-plus-face_sd15"}, "plus-face", "metadata"),
+        ("a", {"ss_output_name": "my_face"}, "plus-face", "metadata"),
+        ("a", {"modelspec.title": "IP Composition"}, "composition", "metadata"),
+        ("a", {"title": "A Hugging Face model"}, "plus", "default"),
+    ],
+)
+def test_only_titles_count_and_only_after_the_name(
+    name: str, metadata: dict[str, str], variant: str, rule: str, tmp_path: Path
+) -> None:
+    shapes = adapter_shapes("plus", "SD1")
+    report = inspect_file(write_safetensors(tmp_path / f"{name}.safetensors", shapes, metadata=metadata))
+    assert (report.variant, report.decided_by) == (variant, rule)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("sunlight", "base"),
+        ("lightning_sd15", "base"),
+        ("lightweight", "base"),
+        ("ip-adapter_sd15_light", "light"),
+        ("ip-adapter_sd15_light_v11", "light_v11"),
+        ("sd15light", "light"),
+    ],
+)
+def test_the_word_shown_for_a_plain_adapter(name: str, variant: str, tmp_path: Path) -> None:
+    report = inspect_file(write_safetensors(tmp_path / f"{name}.safetensors", adapter_shapes("base", "SD1")))
+    assert (report.kind, report.variant, report.decided_by) == ("base", variant, "shapes")
 
 
 @pytest.mark.parametrize(

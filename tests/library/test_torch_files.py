@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lib_ipadapter.library.checkpoints import checkpoint_base
 from lib_ipadapter.library.detection import inspect_file
 from lib_ipadapter.library.headers import read_header
 
+from .published import published_pickle
 from .synthetic import Shapes, adapter_shapes, vision_shapes, write_safetensors, write_torch
 
 torch: Any = pytest.importorskip("torch", reason="these tests compare with torch's own files")
@@ -100,6 +102,14 @@ def test_synthetic_files_are_what_torch_reads(tmp_path: Path) -> None:
         group, _, rest = name.partition(".")
         tensor = loaded[group][rest]
         assert (TYPES[tensor.dtype], tuple(tensor.shape)) == (dtype, shape)
+
+
+def test_published_files_are_what_torch_writes(tmp_path: Path) -> None:
+    for kind in ("faceid", "plus"):
+        shapes = adapter_shapes(kind, "SD1", narrow=16, projector_dtype="F32")
+        torch.save({group: dict(part) for group, part in nested(weights(shapes)).items()}, tmp_path / "a.bin")
+        with zipfile.ZipFile(tmp_path / "a.bin") as archive:
+            assert archive.read("a/data.pkl") == published_pickle(shapes)
 
 
 def test_synthetic_safetensors_are_what_the_library_reads(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lib_ipadapter.library.detection import inspect_file
+from lib_ipadapter.library.files import find_encoders, scan
 from lib_ipadapter.library.spec import VisionEncoderSpec
 
 from .synthetic import adapter_shapes, vision_shapes, write_safetensors, write_torch
@@ -41,7 +42,8 @@ def test_published_towers(name: str, layout: str, text: bool, projected: bool, t
     assert (spec.name, spec.layout, spec.activation, spec.heads, spec.patch) == (name, layout, activation, 16, 14)
     assert (spec.hidden_dim, spec.depth, spec.mlp_dim) == (sizes["hidden"], sizes["depth"], sizes["mlp"])
     assert (spec.projected_dim, spec.image_size, spec.prefix) == (sizes["projected"], image_size, "")
-    assert inspect_file(path).encoder == (name,)
+    # The vocabulary of what adapters need; ViT-L/14 at 224 px is told by the variant alone.
+    assert inspect_file(path).encoder == (() if name == "clip_l" else (name,))
 
 
 def test_every_container_and_prefix(tmp_path: Path) -> None:
@@ -68,7 +70,9 @@ def test_a_siglip_tower_is_named_and_not_offered(tmp_path: Path) -> None:
     del shapes["vision_model.embeddings.class_embedding"]
     report = inspect_file(write_safetensors(tmp_path / "a.safetensors", shapes))
     assert (report.status, report.vision_encoder, report.variant) == ("not_adapter", None, "siglip")
+    assert report.kind == "vision_encoder"
     assert "SigLIP" in report.message
+    assert find_encoders(scan((tmp_path,)), hidden_dim=1152, feature="hidden") == ()
 
 
 @pytest.mark.parametrize("layout", ["transformers", "open_clip"])
