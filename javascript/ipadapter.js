@@ -1,14 +1,15 @@
 // The reference strips of the IP-Adapter accordion: adding pictures by dropping, pasting and choosing, removing them.
-// A unit's state is its hidden text box (a JSON array of references); the server draws the strip from it.
+// A unit's state is its hidden text box (a JSON array of references); the server draws the strip from it
+// (ipadapter_drawings.js).
 
 const ipadapterPage = (() => {
-    const ACCORDION = "[id$=_ipadapter].input-accordion";
     const UNIT = ".ipadapter-unit";
     const DROP_ZONE = ".ipadapter-references";
     const MESSAGE = ".ipadapter-references .ipadapter-message [role=status]";
     const UPLOAD_PATIENCE_MS = 120000;
+    const UPLOAD_NOTICE_MS = 10000;
+    const KEY_CHARACTERS = 24;
     const MAX_FILE_BYTES = 128 * 1024 * 1024;
-    const loadedFor = new Map();
     let hovered = null;
     let focusAfterRemoval = null;
 
@@ -68,12 +69,14 @@ const ipadapterPage = (() => {
         }
         const inbox = unit.querySelector(".ipadapter-inbox textarea");
         setText(inbox, JSON.stringify({name: file.name, data: await readFile(file)}));
-        const until = Date.now() + UPLOAD_PATIENCE_MS;
+        const started = Date.now();
         while (inbox.value) {
-            if (Date.now() > until) {
+            const waited = Date.now() - started;
+            if (waited > UPLOAD_PATIENCE_MS) {
                 setText(inbox, "");
                 throw new Error(`${file.name} got no answer from the server; try again.`);
             }
+            if (waited > UPLOAD_NOTICE_MS) say(unit, `${file.name} is still on its way to the server.`);
             await pause(50);
         }
         await pause(50);
@@ -91,6 +94,8 @@ const ipadapterPage = (() => {
                 sentences.push(await send(unit, file));
             }
             say(unit, sentences.filter(Boolean).join(" "));
+            // The references may be the same as before and their pictures not: one that was missing is back.
+            ipadapterDrawings.redraw(unit.id);
         });
     }
 
@@ -103,8 +108,14 @@ const ipadapterPage = (() => {
         chooser.click();
     }
 
+    function firstAddress(list) {
+        const lines = list.split("\n").map(line => line.trim());
+        return lines.find(line => /^(https?|data|blob):/i.test(line)) ?? "";
+    }
+
     async function addAddress(unit, address) {
         try {
+            if (!address) throw new Error("no address");
             const answer = await fetch(address);
             if (!answer.ok) throw new Error("status " + answer.status);
             addFiles(unit, [new File([await answer.blob()], "dropped")]);
@@ -113,32 +124,65 @@ const ipadapterPage = (() => {
         }
     }
 
-    function remove(unit, index) {
+    // As `strip.removal_key`: the strip may be older than the references, so places say nothing.
+    function removalKey(reference) {
+        return `${reference.length}:${reference.slice(-KEY_CHARACTERS)}`;
+    }
+
+    function remove(button) {
+        const unit = button.closest(UNIT);
+        const index = shownButtons(unit).indexOf(button);
+        if (index < 0) return;
+        // Its place stays until the strip is drawn anew: the second click of a double click must not meet the next one.
+        button.closest(".ipadapter-tile").classList.add("ipadapter-going");
+        focusAt(unit, index);
         inTurn(unit, () => {
             const items = references(unit);
-            items.splice(index, 1);
-            focusAfterRemoval = {unit, index: Math.min(index, items.length - 1)};
+            const place = items.findIndex(item => removalKey(item) === button.dataset.key);
+            if (place >= 0) items.splice(place, 1);
+            focusAfterRemoval = {unit, index};
             say(unit, "");
             setReferences(unit, items);
+            ipadapterDrawings.redraw(unit.id);
         });
+    }
+
+    function clear(unit) {
+        inTurn(unit, () => {
+            say(unit, "");
+            setReferences(unit, []);
+            ipadapterDrawings.redraw(unit.id);
+        });
+    }
+
+    function shownButtons(unit) {
+        return Array.from(unit.querySelectorAll(".ipadapter-tile:not(.ipadapter-going) .ipadapter-remove"));
+    }
+
+    function focusAt(unit, index) {
+        const buttons = shownButtons(unit);
+        const next = buttons[Math.min(index, buttons.length - 1)] ?? unit.querySelector(".ipadapter-add");
+        next?.focus({preventScroll: true});
+    }
+
+    // After a removal the keyboard goes to the next picture, unless the user took it elsewhere meanwhile.
+    function onDrawn(event) {
+        if (focusAfterRemoval?.unit.id !== event.detail) return;
+        if (document.activeElement === document.body) focusAt(focusAfterRemoval.unit, focusAfterRemoval.index);
+        focusAfterRemoval = null;
     }
 
     function onClick(event) {
         const target = event.target;
         if (!(target instanceof Element)) return;
-        const accordion = target.closest(ACCORDION);
-        if (accordion && target.closest(".label-wrap")) setTimeout(() => load(accordion, true), 0);
         const unit = target.closest(UNIT);
         if (!unit) return;
         if (target.closest(".ipadapter-add")) {
             chooseFiles(unit);
         } else if (target.closest(".ipadapter-remove")) {
-            remove(unit, Number(target.closest(".ipadapter-remove").dataset.index));
+            if (event.detail < 2) remove(target.closest(".ipadapter-remove"));
         } else if (target.closest(".ipadapter-clear")) {
-            inTurn(unit, () => {
-                say(unit, "");
-                setReferences(unit, []);
-            });
+            clear(unit);
         }
     }
 
@@ -147,7 +191,7 @@ const ipadapterPage = (() => {
         const button = event.target instanceof Element && event.target.closest(".ipadapter-remove");
         if (button) {
             event.preventDefault();
-            remove(button.closest(UNIT), Number(button.dataset.index));
+            remove(button);
         }
     }
 
@@ -155,7 +199,13 @@ const ipadapterPage = (() => {
         return file.type.startsWith("image/");
     }
 
+    function isTyping(element) {
+        return Boolean(element?.matches("textarea, input, [contenteditable=true]"));
+    }
+
     function onPaste(event) {
+        // Text goes where the user types, even where it brings pictures of itself (from Word, or a web page).
+        if (isTyping(document.activeElement) && event.clipboardData?.types.includes("text/plain")) return;
         const files = Array.from(event.clipboardData?.files ?? []).filter(isPicture);
         const focused = document.activeElement?.closest(DROP_ZONE);
         const zone = focused ?? (hovered?.isConnected && hovered.offsetParent ? hovered : null);
@@ -204,55 +254,7 @@ const ipadapterPage = (() => {
         if (event.dataTransfer.files.length) {
             addFiles(unit, event.dataTransfer.files);
         } else {
-            addAddress(unit, event.dataTransfer.getData("text/uri-list").split("\n")[0]);
-        }
-    }
-
-    // What the adapter list and the previews depend on beside the accordion itself: the chosen checkpoint, and the last
-    // result, because some hosts load a checkpoint only with the first picture.
-    function surroundings(accordion) {
-        const result = document.querySelector(`#html_info_${accordion.id.replace("_ipadapter", "")} p`);
-        const checkpoint = document.querySelector("#setting_sd_model_checkpoint input");
-        return (checkpoint?.value ?? "") + (result?.textContent ?? "");
-    }
-
-    function isCheckpointLoading() {
-        const status = document.querySelector("#setting_sd_model_checkpoint > .wrap");
-        return Boolean(status && !status.classList.contains("hide"));
-    }
-
-    function load(accordion, always) {
-        const now = surroundings(accordion);
-        if (!accordion.querySelector(".label-wrap.open") || isCheckpointLoading()) return;
-        if (!always && loadedFor.get(accordion.id) === now) return;
-        loadedFor.set(accordion.id, now);
-        accordion.querySelector(".ipadapter-load")?.click();
-    }
-
-    function onPointerOver(event) {
-        if (!(event.target instanceof Element)) return;
-        hovered = event.target.closest(DROP_ZONE);
-        const accordion = event.target.closest(ACCORDION);
-        if (accordion) load(accordion, false);
-    }
-
-    // After the server has redrawn the page: read the lists again if something changed, keep the keyboard where it was,
-    // and mark the tabs of units that act.
-    function afterUpdate() {
-        for (const accordion of document.querySelectorAll(ACCORDION)) load(accordion, false);
-        if (focusAfterRemoval) {
-            const {unit, index} = focusAfterRemoval;
-            focusAfterRemoval = null;
-            const next = unit.querySelectorAll(".ipadapter-remove")[index] ?? unit.querySelector(".ipadapter-add");
-            next?.focus({preventScroll: true});
-        }
-        for (const tabs of document.querySelectorAll(".ipadapter-tabs")) {
-            const buttons = tabs.querySelectorAll(".tab-nav > button");
-            tabs.querySelectorAll(UNIT).forEach((unit, index) => {
-                const enabled = unit.querySelector(".ipadapter-enabled input")?.checked;
-                const acts = Boolean(enabled && references(unit).length);
-                buttons[index]?.classList.toggle("ipadapter-acting", acts);
-            });
+            addAddress(unit, firstAddress(event.dataTransfer.getData("text/uri-list")));
         }
     }
 
@@ -261,6 +263,11 @@ const ipadapterPage = (() => {
         if (!button || window.confirm("Delete every stored reference picture from this computer?")) return;
         event.preventDefault();
         event.stopImmediatePropagation();
+    }
+
+    // A mouse over the strip is enough for pasting.
+    function onPointerOver(event) {
+        if (event.target instanceof Element) hovered = event.target.closest(DROP_ZONE);
     }
 
     document.addEventListener("click", confirmDeletion, true);
@@ -272,7 +279,7 @@ const ipadapterPage = (() => {
     document.addEventListener("dragend", onDragEnd, true);
     document.addEventListener("drop", onDrop, true);
     document.addEventListener("pointerover", onPointerOver, {passive: true});
-    onAfterUiUpdate(afterUpdate);
+    document.addEventListener("ipadapter-drawn", onDrawn);
 
-    return {addFiles};
+    return {references};
 })();

@@ -25,7 +25,7 @@ from .attention import PlacedTokens, RowGroups
 from .layers import CrossAttentionLayer, find_cross_attention
 from .schedule import UNetCall, Window
 
-ReadCall = Callable[[tuple[Any, ...], dict[str, Any]], UNetCall]
+ReadCall = Callable[[tuple[Any, ...], dict[str, Any]], "UNetCall | None"]
 _ROWS_REMEMBERED = 16
 
 
@@ -74,16 +74,22 @@ class AttachmentScope:
         self.close()
 
 
-def attach(unet: nn.Module, units: Sequence[UnitAttention], read_call: ReadCall) -> AttachmentScope:
+def attach(
+    unet: nn.Module,
+    units: Sequence[UnitAttention],
+    read_call: ReadCall,
+    layers: Sequence[CrossAttentionLayer] | None = None,
+) -> AttachmentScope:
     """Add the units' image attention to every call of `unet` until the scope is closed.
 
-    `read_call` gets each call's positional and keyword arguments before the UNet runs and says what its rows are;
-    what it raises stops the call. It is asked even where no unit has a weight.
+    `read_call` gets each call's positional and keyword arguments before the UNet runs and says what its rows are, or
+    None for a call in which no unit acts; what it raises stops the call. It is asked even where no unit has a weight.
+    `layers` are the UNet's cross-attentions where the caller has them; they are looked for otherwise.
 
     Raises:
         WrongBaseError: a unit has a weight for a layer that it has no K and V for, or whose width differs.
     """
-    layers = find_cross_attention(unet)
+    layers = find_cross_attention(unet) if layers is None else layers
     _check_units(layers, units)
     calls = _Calls(units, read_call)
     scope = AttachmentScope()
@@ -157,6 +163,8 @@ class _Calls:
         frame = _Frame()
         self._frames.append(frame)
         call = self._read_call(args, kwargs)
+        if call is None:
+            return
         frame.active = frozenset(n for n, window in enumerate(self._windows) if window.active(call.fraction))
         frame.groups = self._groups.get(call.rows)
         if frame.groups is None:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..library.errors import UnexplainedRowsError
+from .schedule import COND, UNCOND
+
 KV = dict[int, tuple[Tensor, Tensor]]
 
 
@@ -24,6 +27,8 @@ class RowGroups:
     """
 
     def __init__(self, rows: tuple[int, ...]) -> None:
+        if not set(rows) <= {COND, UNCOND}:
+            raise UnexplainedRowsError(f"A UNet call has rows {rows}; only {COND} (prompt) and {UNCOND} are known.")
         runs = [len(tuple(run)) for _, run in groupby(rows)]
         self.rows = len(rows)
         self.run = gcd(*runs) or 1

@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import nn
 
 from ..library.errors import WrongBaseError
-from ..library.spec import CONTEXT_WIDTHS, AdapterSpec
+from ..library.spec import CONTEXT_WIDTHS, AdapterSpec, base_title
 
 _ATTN2 = re.compile(r"(input_blocks|output_blocks|middle_block)\.(\d+)\.(?:(\d+)\.)?transformer_blocks\.(\d+)\.attn2")
 # A file's keys count the middle block last, a UNet runs it between input and output.
@@ -77,14 +77,14 @@ def check_fit(layers: Sequence[CrossAttentionLayer], spec: AdapterSpec) -> None:
     if not layers:
         raise WrongBaseError(
             f"The loaded checkpoint's UNet has no cross-attention layers that an IP-Adapter could act on, and this "
-            f"{spec.base} adapter needs {len(spec.layers)}: {advice}."
+            f"{base_title(spec.base)} adapter needs {len(spec.layers)}: {advice}."
         )
     context_dim = layers[0].context_dim
     if spec.context_dim != context_dim:
-        bases = " or ".join(CONTEXT_WIDTHS.get(context_dim, ())) or "unknown"
+        bases = " or ".join(map(base_title, CONTEXT_WIDTHS.get(context_dim, ()))) or "unknown"
         raise WrongBaseError(
-            f"The adapter is for {spec.base} (context width {spec.context_dim}, {len(spec.layers)} layers) and the "
-            f"loaded checkpoint is {bases} (context width {context_dim}, {len(layers)} layers): {advice}."
+            f"The adapter is for {base_title(spec.base)} (context width {spec.context_dim}, {len(spec.layers)} layers) "
+            f"and the loaded checkpoint is {bases} (context width {context_dim}, {len(layers)} layers): {advice}."
         )
     if len(spec.layers) != len(layers):
         raise WrongBaseError(

@@ -1,14 +1,13 @@
 """What a vision encoder sees of a picture: one or several squares cut, padded or stretched from it.
 
-PIL and numpy only. `session` calls `to_squares` before it encodes, the page calls `preview` with the same arguments:
-both are the same pixels, so the preview cannot differ from what is encoded.
+PIL only. `session` calls `to_squares` before it encodes, the page shows what it returns for the same arguments: the
+preview cannot differ from what is encoded.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import numpy as np
 from PIL import Image
 
 Framing = Literal["centre", "pad", "stretch", "tiles"]
@@ -56,15 +55,6 @@ def to_squares(image: Image.Image, side: int, how: Framing) -> list[Image.Image]
     if how == "tiles":
         return _tiles(image, side)
     raise ValueError(f"Unknown framing {how!r}; choose centre, pad, stretch or tiles.")
-
-
-def preview(image: Image.Image, side: int, how: Framing) -> Image.Image:
-    """The squares of `to_squares` side by side, `(n * side) x side` pixels, none of them changed.
-
-    Raises: ValueError as `to_squares`.
-    """
-    squares = to_squares(image, side, how)
-    return Image.fromarray(np.concatenate([np.asarray(square) for square in squares], axis=1))
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import CallReader, LaterCheckpoint, search_folders
+from .base import CallReader, LaterCheckpoint, search_folders, torch_too_old
 from .rows import SequenceReader
 
 
@@ -27,7 +27,7 @@ class A1111Host:
         from modules import scripts
 
         if hasattr(scripts.Script, "process_before_every_sampling"):
-            return ""
+            return torch_too_old()
         return (
             f"This WebUI ({self.version()}) is too old for image prompts: it lacks process_before_every_sampling. "
             "Update it to 1.10 or later."

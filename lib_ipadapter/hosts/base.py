@@ -12,9 +12,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
+
+OLDEST_TORCH = "2.1"
+"""The first with hooks that are called after a failure too, and with mapped and assigned weights."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class LaterCheckpoint:
 class CallReader(Protocol):
     """Says of each UNet call which rows are prompt and which negative, and how far the pass has come."""
 
-    def begin_pass(self) -> None:
-        """Forget the previous pass: called when sampling (base, hires) is about to start."""
+    def forget(self) -> None:
+        """Let go of the pass: called when sampling (base, hires) is about to start, and when it is over."""
         ...
 
     def begin_step(self, params: Any) -> None:
@@ -110,15 +114,17 @@ class StepClock:
     """The fraction of a pass that is done, from the denoiser's own counters.
 
     Samplers that choose their own step size (DPM adaptive) have no total: there the timestep's way from the
-    pass's first to 0 counts.
+    pass's first to 0 counts. Second-order samplers call the denoiser twice for a step; both calls are of one step, so
+    that no window's edge falls between them.
     """
 
     def __init__(self) -> None:
         self._first_timestep: float | None = None
         self._denoiser: Any = None
 
-    def begin_pass(self) -> None:
+    def forget(self) -> None:
         self._first_timestep = None
+        self._denoiser = None
 
     def begin_step(self, params: Any) -> None:
         self._denoiser = params.denoiser
@@ -126,14 +132,18 @@ class StepClock:
     def fraction(self, timesteps: torch.Tensor | None) -> float:
         """0 at the first step; 1 when nothing is left. `timesteps` is the UNet's argument, shape (b,)."""
         denoiser = self._denoiser
-        funcname = getattr(getattr(denoiser, "sampler", None), "funcname", None)
-        if funcname == "sample_dpm_adaptive" and timesteps is not None:
+        sampler = getattr(denoiser, "sampler", None)
+        if getattr(sampler, "funcname", None) == "sample_dpm_adaptive" and timesteps is not None:
             now = float(timesteps.flatten()[0])
             if self._first_timestep is None:
                 self._first_timestep = max(now, 1e-6)
             return min(max(1.0 - now / self._first_timestep, 0.0), 1.0)
-        total = getattr(denoiser, "total_steps", None) or 1
-        return min(max(denoiser.step / total, 0.0), 1.0)
+        total, done = getattr(denoiser, "total_steps", None) or 1, denoiser.step
+        # Their total is doubled by the host (modules/sd_samplers_common.py, SamplerData.total_steps).
+        options = getattr(getattr(sampler, "config", None), "options", None) or {}
+        if options.get("second_order"):
+            done -= done % 2
+        return min(max(done / total, 0.0), 1.0)
 
 
 def call_argument(args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *names: str) -> Any:
@@ -148,6 +158,16 @@ def search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
     usual = [models / name for name in ("ipadapter", "ControlNet", "clip_vision")]
     wanted = [*usual, *(Path(folder) for folder in more if folder)]
     return tuple(dict.fromkeys(wanted))
+
+
+def torch_too_old() -> str:
+    """Why the installed torch cannot run image prompts, or an empty string. The same on every host."""
+    if TorchVersion(torch.__version__) >= TorchVersion(OLDEST_TORCH):
+        return ""
+    return (
+        f"Image prompts need torch {OLDEST_TORCH} or later, and {torch.__version__} is installed: update it (the WebUI "
+        "installs a newer one by itself when its folder venv is deleted)."
+    )
 
 
 def require_step(ready: bool) -> None:

@@ -12,9 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.schedule import UNetCall
+from ..core.schedule import COND, UNCOND, UNetCall
 from .a1111 import has_workers, interrupted, later_checkpoints, selected_checkpoint
-from .base import CallReader, LaterCheckpoint, StepClock, call_argument, require_step, search_folders
+from .base import (
+    CallReader,
+    LaterCheckpoint,
+    StepClock,
+    call_argument,
+    require_step,
+    search_folders,
+    torch_too_old,
+)
 from .rows import contradicts, rows_by_context, text_rows
 
 
@@ -32,7 +40,7 @@ class ForgeHost:
         from modules import scripts
 
         if hasattr(scripts.Script, "process_before_every_sampling"):
-            return ""
+            return torch_too_old()
         return (
             f"This Forge ({self.version()}) is too old for image prompts: it lacks process_before_every_sampling. "
             "Update it."
@@ -105,40 +113,61 @@ class ForgeHost:
         )
 
 
+_Place = tuple[int, tuple[int, ...], int]
+"""A call's number in its step, the kinds of its chunks, and its rows."""
+
+
 class OptionsReader:
     """Reads the rows from `transformer_options["cond_or_uncond"]`, which the Forge family passes with every call.
 
     Source: backend/sampling/sampling_function.py calc_cond_uncond_batch; 0 is prompt, 1 negative, one entry per
     chunk, and a chunk has a row per picture. Extensions that cut the latent into tiles repeat the whole call's rows and
     leave the options as they are (lib_multidiffusion/tiled_diffusion.py): such a call is told by its text.
+
+    Comparing texts makes the device wait, so a call that held is trusted in the next steps, at its place among the
+    step's calls and while the steps go on making the same ones.
     """
 
     def __init__(self) -> None:
         self._clock = StepClock()
-        self._params: Any = None
+        self.forget()
 
-    def begin_pass(self) -> None:
-        self._clock.begin_pass()
-        self._params = None
+    def forget(self) -> None:
+        self._clock.forget()
+        self._params: Any = None
+        self._calls: list[_Place] = []
+        self._calls_before: list[_Place] = []
+        self._held: set[_Place] = set()
 
     def begin_step(self, params: Any) -> None:
         self._clock.begin_step(params)
         self._params = params
+        if self._calls_before and self._calls != self._calls_before:
+            self._held.clear()
+        self._calls_before, self._calls = self._calls, []
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall:
-        params = self._params
-        require_step(params is not None)
+        require_step(self._params is not None)
         batch = call_argument(args, kwargs, 0, "x").shape[0]
-        chunks = (kwargs.get("transformer_options") or {}).get("cond_or_uncond") or ()
-        pictures = params.x.shape[0]
-        context = call_argument(args, kwargs, 2, "context")
-        cond, uncond = text_rows(params.text_cond), text_rows(params.text_uncond)
-        rows = tuple(kind for kind in chunks for _ in range(pictures))
-        # Guidance extensions (SAG) pass the negative text as the prompt of a call of its own.
-        alone = len(set(chunks)) == 1 and uncond is not None
-        if len(rows) != batch or (alone and contradicts(context, cond, uncond, rows)):
-            rows = rows_by_context(context, cond, uncond, batch)
+        chunks = tuple((kwargs.get("transformer_options") or {}).get("cond_or_uncond") or ())
+        place = (len(self._calls), chunks, batch)
+        self._calls.append(place)
+        rows = tuple(kind for kind in chunks for _ in range(self._params.x.shape[0]))
+        if place not in self._held:
+            rows = self._checked(rows, batch, call_argument(args, kwargs, 2, "context"), place)
         return UNetCall(rows=rows, fraction=self._clock.fraction(call_argument(args, kwargs, 1, "timesteps")))
+
+    def _checked(self, rows: tuple[int, ...], batch: int, context: Any, place: _Place) -> tuple[int, ...]:
+        """The rows that the options say, or what the texts say where the options cannot be right."""
+        cond, uncond = text_rows(self._params.text_cond), text_rows(self._params.text_uncond)
+        kinds = set(rows)
+        # Guidance extensions (SAG) pass the negative text as the prompt of a call of its own.
+        alone = len(kinds) == 1 and uncond is not None
+        known = len(rows) == batch and kinds <= {COND, UNCOND}
+        if not known or (alone and contradicts(context, cond, uncond, rows)):
+            return rows_by_context(context, cond, uncond, batch)
+        self._held.add(place)
+        return rows
 
 
 def _memory() -> Any:

@@ -31,8 +31,8 @@ class SequenceReader:
         self._next = 0
         self._held: set[tuple[tuple[int, ...], int, int]] = set()
 
-    def begin_pass(self) -> None:
-        self._clock.begin_pass()
+    def forget(self) -> None:
+        self._clock.forget()
         self._params = None
         self._rows = None
         self._held.clear()

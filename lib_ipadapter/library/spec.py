@@ -31,6 +31,11 @@ LAYER_COUNTS: dict[Base, int] = {"SD1": 16, "SD2": 16, "SDXL": 70, "Kolors": 70}
 COMPANION_KINDS = ("vision_encoder", "controlnet", "lora", "face_model")
 
 
+def base_title(base: str) -> str:
+    """A base as people call it: everybody says SD1.5, which the field's `SD1` includes."""
+    return "SD1.5" if base == "SD1" else base
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor of a file, from its header alone.

@@ -11,8 +11,19 @@ from ..library.errors import InternalError, IPAdapterError, OutOfMemoryError
 logger = logging.getLogger("ipadapter")
 
 
+def afresh(error: IPAdapterError, prefix: str = "") -> IPAdapterError:
+    """The same error without the frames that it was raised through, which keep all that they hold."""
+    made = type(error)(f"{prefix}{error}")
+    made.status_code = error.status_code
+    return made
+
+
 def as_named(error: Exception, what: str) -> IPAdapterError:
-    """The error itself when it is ours; otherwise a sentence that says that `what` failed, and on what."""
+    """The error itself when it is ours; otherwise a sentence that says that `what` failed, and on what.
+
+    To be raised `from None`: what was not foreseen is in the log, and an error that is its own cause hangs whatever
+    walks the chain (rich's tracebacks, which A1111's API prints).
+    """
     if isinstance(error, IPAdapterError):
         return error
     logger.error("%s failed", what, exc_info=error)

@@ -131,6 +131,8 @@ class EncoderPool:
         if self._loaded is not None and self._loaded[0] == encoder.fingerprint:
             return self._loaded[1]
         self.release()
+        # An earlier job that failed may be held by the traceback of its error, and its encoder with it.
+        gc.collect()
         self._host.make_room(encoder_bytes(encoder.spec, self.dtype))
         loaded = load_vision_encoder(encoder.spec, encoder.path, device=self.device, dtype=self.dtype)
         self._loaded = (encoder.fingerprint, loaded)

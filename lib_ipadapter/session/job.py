@@ -8,12 +8,15 @@ job wraps, or inside the UNet, where the job's first hook raises what went wrong
 from __future__ import annotations
 
 import logging
+import weakref
+from collections.abc import Callable
 from typing import Any
 
+from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
-from ..units.infotext import infotext_key, unit_to_infotext
 from ..units.unit import Request
-from .failures import as_named
+from .claims import Claims
+from .failures import afresh, as_named
 from .features import EncoderPool
 from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
 from .planning import plan_units
@@ -23,42 +26,45 @@ from .wrapping import WrappedSample
 
 logger = logging.getLogger("ipadapter")
 
-WARNING_KEY = "IP-Adapter warning"
+WHAT = "The image prompt"
 
 
 class Job:
     """The image prompts of one processing object `p`.
 
-    Raises nothing from its callbacks: a failure is kept and raised where the host lets it through.
+    Raises nothing from its callbacks: a failure is kept and raised where the host lets it through, or, where the user
+    asked to go on, told of in a warning while the rest is sampled without image prompts.
     """
 
     def __init__(self, p: Any, request: Request | IPAdapterError, services: Services) -> None:
-        self.p = p
+        # Weak, as `p` holds its job: a finished processing object and its tensors go at once, not with a later
+        # collection of garbage.
+        self._processing = weakref.ref(p)
         self._request = request
         self._services = services
+        self._claims = Claims()
         self._failure: IPAdapterError | None = None
         self._pass: PassAttachment | None = None
         self._plan: PassPlan | None = None
         self._reader = services.host.call_reader(p)
         self._passes = 0
         self._over = False
-        self._warned: set[str] = set()
+
+    @property
+    def p(self) -> Any:
+        """The processing object; it outlives every callback."""
+        return self._processing()
 
     # -- callbacks, in the order the hosts call them
 
     def announce(self) -> None:
         """Put the requested units where the host's prompt history looks; replaced by what ran, or removed.
 
-        What an earlier job said goes first: copies of a processing object (X/Y/Z plot) share the dict.
+        What an earlier job said goes first: a copy of a processing object (X/Y/Z plot) brings it along.
         """
-        self._retract()
-        self.p.extra_generation_params.pop(WARNING_KEY, None)
-        if isinstance(self._request, IPAdapterError):
-            return
-        store = self._services.store()
-        for number, unit in self._request.numbered:
-            stored = [value for value in unit.images if store.has(value)]
-            self.p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
+        self._claims.forget_earlier(self.p)
+        if isinstance(self._request, Request) and self._request.numbered:
+            self._claims.announce(self.p, self._request.numbered, self._services.store())
 
     def before_batch(self) -> None:
         """Where an error raised while sampling would be lost, find it now, say it, and end the job without a picture.
@@ -72,8 +78,8 @@ class Job:
         try:
             self._plan_or_raise()
         except Exception as error:
-            self._retract()
-            self._warn(f"Stopped. {as_named(error, 'The image prompt')}")
+            self._claims.retract(self.p)
+            self._warn(f"Stopped. {as_named(error, WHAT)}")
             self.p.prompts = []
 
     def wrap_sample(self) -> None:
@@ -93,12 +99,9 @@ class Job:
         """Attach to the UNet of the pass (base, hires) that is about to start; called again, it starts afresh."""
         if self._plan is None:
             return
-        self._reader.begin_pass()
+        self._reader.forget()
         self._passes += 1
-        if self._services.stop_on_failure():
-            self._guarded(self._attach)
-        else:
-            self._attach_or_go_on()
+        self._guarded(self._attach)
 
     def before_step(self, params: Any) -> None:
         """Follow a UNet that changed between steps (refiner) and tell the reader what this step's rows are.
@@ -109,6 +112,8 @@ class Job:
             return
         if self._pass is None:
             self.before_sampling()
+            if self._plan is None:
+                return
 
         def follow() -> None:
             if self._pass is not None and self._services.host.unet(self.p) is not self._pass.unet:
@@ -130,6 +135,7 @@ class Job:
             self._pass.close()
         self._pass = None
         self._plan = None
+        self._reader.forget()
 
     # -- inside p.sample
 
@@ -150,25 +156,30 @@ class Job:
             return result
         finally:
             self._detach()
+            self._failure = None
             if not finished:
-                self._retract()
+                self._claims.retract(self.p)
 
     def _prepare(self) -> PassPlan | None:
         """Everything that can fail, before the first step. None when there is nothing to do."""
         try:
             return self._plan_or_raise()
         except Exception as error:
-            named = as_named(error, "The image prompt")
+            named = as_named(error, WHAT)
+        try:
             if self._services.stop_on_failure():
-                logger.error("stopped: %s", named)  # noqa: TRY400 - as_named has logged what was not foreseen
-                raise named from error
-            self._retract()
+                logger.error("stopped: %s", str(named))
+                raise named from None
+            self._claims.retract(self.p)
             self._warn(f"Generated without image prompts. {named}")
             return None
+        finally:
+            # An error that a frame of its own traceback holds would keep all that the traceback holds, the encoder too.
+            del named
 
     def _plan_or_raise(self) -> PassPlan | None:
         if isinstance(self._request, IPAdapterError):
-            raise self._request
+            raise afresh(self._request)
         if not self._request.enabled:
             return None
         self._request.require_pictures()
@@ -178,12 +189,10 @@ class Job:
                 raise UnsupportedHostStateError(reason)
         active = [(number, unit) for number, unit in self._request.numbered if unit.weight != 0.0]
         if not active:
-            self._retract()
+            self._claims.retract(self.p)
             return None
         prepared = self._prepare_units(active)
-        self._retract()
-        for unit in prepared:
-            self.p.extra_generation_params[infotext_key(unit.number)] = _infotext(unit)
+        self._claims.make(self.p, prepared)
         return PassPlan(tuple(prepared)) if prepared else None
 
     def _prepare_units(self, active: list[Any]) -> list[PreparedUnit]:
@@ -194,14 +203,17 @@ class Job:
                 try:
                     prepared.append(prepare_unit(number, unit, choice, pool=pool, store=store, cache=services.cache))
                 except Exception as error:
-                    self._failed_unit(number, as_named(error, f"Unit {number}"))
+                    self._failed_unit(number, as_named(error, "The unit"))
         return prepared
 
     def _failed_unit(self, number: int, error: IPAdapterError) -> None:
         """A unit that cannot be prepared stops the job, or is left out where the user asked for that."""
-        if self._services.stop_on_failure():
-            raise error
-        self._warn(f"Generated without unit {number}. {error}")
+        try:
+            if self._services.stop_on_failure():
+                raise afresh(error, f"IP-Adapter unit {number}: ") from None
+            self._warn(f"Generated without unit {number}. {error}")
+        finally:
+            del error  # as in `_prepare`
 
     def _verify(self, plan: PassPlan) -> None:
         """After sampling: raise when the units could not have acted; say nothing of those that did not."""
@@ -209,19 +221,15 @@ class Job:
             raise self._failure
         interrupted = self._services.host.interrupted()
         if not self._passes and not interrupted:
-            raise UnsupportedHostStateError(
+            self._fail(UnsupportedHostStateError(
                 "The picture was sampled without the image prompt: a script samples in its own way and does not tell "
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
-            )
+            ))  # fmt: skip
+            return
+        self._claims.retract(self.p, keep=plan.acted)
         for unit in plan.units:
-            if unit.number not in plan.acted:
-                self.p.extra_generation_params.pop(infotext_key(unit.number), None)
-                if interrupted:
-                    continue
-                self._warn(
-                    f"Unit {unit.number} did not act: no step of this job lies between its start "
-                    f"({unit.unit.start:g}) and its end ({unit.unit.end:g}). Widen the range or use more steps."
-                )
+            if unit.number not in plan.acted and not interrupted:
+                self._warn(_idle(unit, unit.number in plan.attached))
 
     # -- shared
 
@@ -232,54 +240,67 @@ class Job:
         assert self._plan is not None
         self._pass = attach_pass(unet, self._plan, self._read_call, self._warn)
 
-    def _read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall | None:
         if self._failure is not None:
             raise self._failure
-        call = self._reader(args, kwargs)
+        try:
+            call = self._reader(args, kwargs)
+        except IPAdapterError as error:
+            self._fail(error)
+            return None
         if self._pass is not None:
             self._pass.note(call.fraction)
         return call
 
-    def _attach_or_go_on(self) -> None:
-        """Attach; where that fails and the user asked to go on, sample what is left without image prompts."""
-        try:
-            self._attach()
-        except Exception as error:
-            named = as_named(error, "The image prompt")
-            first = self._passes == 1
-            self._detach()
-            if first:
-                self._retract()
-            self._warn(f"{'Generated' if first else f'Pass {self._passes} was sampled'} without image prompts. {named}")
-
-    def _guarded(self, action: Any) -> None:
-        """Run a callback's work; keep what it raises and see to it that the UNet raises it."""
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run a callback's work; what it raises is raised by the UNet, or told of while the job goes on."""
         try:
             action()
         except Exception as error:
-            self._failure = as_named(error, "The image prompt")
-            if self._pass is not None:
-                self._pass.close()
-            if self._plan is not None:
-                self._pass = refuse_pass(self._services.host.unet(self.p), self._plan, self._failure)
+            self._keep(as_named(error, WHAT))
 
-    def _retract(self) -> None:
-        """Take every claim out of the infotext."""
-        params = self.p.extra_generation_params
-        for key in [key for key in params if key.startswith(infotext_key(0)[:-1])]:
-            del params[key]
+    def _keep(self, failure: IPAdapterError) -> None:
+        """See to it that the UNet raises the failure, or go on without image prompts."""
+        if not self._services.stop_on_failure():
+            self._go_on_without(failure)
+            return
+        self._failure = failure
+        if self._pass is not None:
+            self._pass.close()
+        if self._plan is not None:
+            self._pass = refuse_pass(self._services.host.unet(self.p), self._plan, failure)
+
+    def _fail(self, error: IPAdapterError) -> None:
+        """Raise, or go on where the user asked for that."""
+        try:
+            if self._services.stop_on_failure():
+                raise error
+            self._go_on_without(error)
+        finally:
+            del error  # as in `_prepare`
+
+    def _go_on_without(self, error: IPAdapterError) -> None:
+        """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
+        acted = self._plan.acted if self._plan is not None else ()
+        passes = self._passes
+        self._detach()
+        self._claims.retract(self.p, keep=acted)
+        without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
+        self._warn(f"{without} without image prompts. {error}")
 
     def _warn(self, sentence: str) -> None:
-        """Show a sentence under the result and in the infotext, once."""
-        if sentence in self._warned:
-            return
-        self._warned.add(sentence)
-        logger.warning("%s", sentence)
-        self.p.comment(f"IP-Adapter: {sentence}")
-        self.p.extra_generation_params[WARNING_KEY] = " ".join(sorted(self._warned))
+        self._claims.warn(self.p, sentence)
 
 
-def _infotext(prepared: PreparedUnit) -> str:
-    choice = prepared.choice
-    ran = {"file": choice.name, "hash": choice.fingerprint[:10], "encoder": choice.encoder.name}
-    return unit_to_infotext(prepared.unit, prepared.digests, ran)
+def _idle(prepared: PreparedUnit, attached: bool) -> str:
+    """Why a unit that was ready did not act in any step."""
+    number, unit = prepared.number, prepared.unit
+    if not attached:
+        return (
+            f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
+            "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
+        )
+    return (
+        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
+        f"({unit.end:g}). Widen the range or use more steps."
+    )

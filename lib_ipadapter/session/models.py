@@ -11,7 +11,7 @@ from typing import Any
 
 from ..library.errors import AdapterFileError, AdapterNotFoundError, EncoderNotFoundError, WrongBaseError
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
-from ..library.spec import AdapterSpec, FileReport
+from ..library.spec import AdapterSpec, FileReport, base_title
 from .features import EncoderFile
 
 AUTO = "auto"
@@ -77,7 +77,8 @@ class Models:
         if spec.base not in bases:
             fitting = ", ".join(name for base in bases for name, _ in self.adapter_names(base)) or "none is installed"
             raise WrongBaseError(
-                f"The adapter {file.name} is for {spec.base} and the checkpoint is {' and '.join(bases)}. Adapters "
+                f"The adapter {file.name} is for {base_title(spec.base)} and the checkpoint is "
+                f"{' and '.join(map(base_title, bases))}. Adapters "
                 f"that fit it: {fitting}."
             )
         return self._with_encoder(file, spec)
@@ -109,8 +110,8 @@ class Models:
         if failure is not None:
             raise failure
         raise AdapterNotFoundError(
-            f"There is no adapter for {' or '.join(bases)} in {self._listing().searched()}. Put one into "
-            f"models/ipadapter (the README names the files) and refresh the list.{_unreadable(self._listing())}"
+            f"There is no adapter for {' or '.join(map(base_title, bases))} in {self._listing().searched()}. Put one "
+            f"into models/ipadapter (the README names the files) and refresh the list.{_unreadable(self._listing())}"
         )
 
     def _with_encoder(self, file: FoundFile, spec: AdapterSpec) -> Choice:
@@ -191,7 +192,8 @@ def _rank(file: FoundFile, intent: str) -> tuple[bool, int, str]:
 
 
 def _label(report: FileReport) -> str:
-    return ", ".join(part for part in (report.base, report.variant or report.kind, "+".join(report.encoder)) if part)
+    parts = (base_title(report.base), report.variant or report.kind, "+".join(report.encoder))
+    return ", ".join(part for part in parts if part)
 
 
 def _described(file: FoundFile) -> dict[str, Any]:

@@ -12,15 +12,17 @@ from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
 from ..core.weighting import layer_weights
 from ..library.errors import IPAdapterError, WrongBaseError
+from ..library.spec import base_title
 from .planning import base_of
 from .prepare import PreparedUnit
 
 
 @dataclass(frozen=True)
 class PassPlan:
-    """The job's prepared units, and the numbers of those that acted in at least one step so far."""
+    """The job's prepared units, and the numbers of those that were in a pass, and acted in a step, so far."""
 
     units: tuple[PreparedUnit, ...]
+    attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
 
 
@@ -63,7 +65,8 @@ def attach_pass(
         )
         for unit in fitting
     ]
-    return PassAttachment(unet, attach(unet, attentions, read_call), plan, fitting)
+    plan.attached.update(unit.number for unit in fitting)
+    return PassAttachment(unet, attach(unet, attentions, read_call, layers), plan, fitting)
 
 
 def _layers_for(unit: PreparedUnit) -> str:
@@ -78,7 +81,9 @@ def check_pass(unet: nn.Module, layers: Sequence[CrossAttentionLayer], unit: Pre
     check_fit(layers, spec)
     base = base_of(unet, layers)
     if base != spec.base:
-        raise WrongBaseError(f"{unit.choice.name} is for {spec.base} and the checkpoint is {base}.")
+        raise WrongBaseError(
+            f"{unit.choice.name} is for {base_title(spec.base)} and the checkpoint is {base_title(base)}."
+        )
 
 
 def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> PassAttachment:

@@ -44,7 +44,7 @@ def plan_units(
             if choice.spec.base == bases[0]:
                 check_fit(layers, choice.spec)
         except Exception as error:
-            failed(number, as_named(error, f"Unit {number}"))
+            failed(number, as_named(error, "The unit"))
             continue
         yield number, unit, choice
 

@@ -54,16 +54,20 @@ def prepare_unit(
     Raises: IPAdapterError for whatever is missing, damaged or does not fit.
     """
     started, encoded = time.perf_counter(), pool.encoded
-    references = read_references(number, unit, store)
+    references = read_references(unit, store)
     digests = tuple(reference.digest for reference in references)
-    key = ("kv", choice.fingerprint, choice.encoder.fingerprint, digests, unit.combine, unit.crop, unit.uncond)
+    # What a file is may depend on its name (448 px), which its bytes' fingerprint does not know: the view says it.
+    view = choice_view(choice, unit.crop)
+    files = (choice.fingerprint, choice.spec.kind, choice.encoder.fingerprint, view)
+    key = ("kv", *files, digests, unit.combine, unit.uncond, pool.dtype, pool.device.type)
     kv = cache.get(key, dict)
     cached = kv is not None
     if kv is None:
-        kv = _keys_and_values(unit, choice, references, pool)
+        kv = _keys_and_values(unit, choice, view, references, pool)
         cache.put(key, kv, sum(k.nbytes + v.nbytes for k, v in kv.values()))
     kv = cast("LayerKV", kv)
-    spent = "cached" if cached else f"{pool.encoded - encoded} squares encoded"
+    count = pool.encoded - encoded
+    spent = "cached" if cached else f"{count} square{'' if count == 1 else 's'} encoded"
     logger.info(
         "unit %d: %s, encoder %s, %d tokens, %d layers, %s, %.0f ms",
         number, choice.name, choice.encoder.name, next(iter(kv.values()))[0].shape[1], len(kv), spent,
@@ -72,11 +76,11 @@ def prepare_unit(
     return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv)
 
 
-def read_references(number: int, unit: Unit, store: ImageStore) -> list[Reference]:
-    """The unit's pictures as bytes. Raises BadImageError naming the unit and the picture."""
+def read_references(unit: Unit, store: ImageStore) -> list[Reference]:
+    """The unit's pictures as bytes. Raises BadImageError naming the picture."""
     references: list[Reference] = []
     for index, value in enumerate(unit.images, start=1):
-        name = f"unit {number}, picture {index}"
+        name = f"picture {index}"
         try:
             data = decode_reference(value, store)
         except BadImageError as error:
@@ -85,9 +89,10 @@ def read_references(number: int, unit: Unit, store: ImageStore) -> list[Referenc
     return references
 
 
-def _keys_and_values(unit: Unit, choice: Choice, references: Sequence[Reference], pool: EncoderPool) -> LayerKV:
+def _keys_and_values(
+    unit: Unit, choice: Choice, view: View, references: Sequence[Reference], pool: EncoderPool
+) -> LayerKV:
     adapter = load_adapter(choice.spec, choice.path, device=pool.device)
-    view = choice_view(choice, unit.crop)
     features = torch.cat([pool.reference(choice.encoder, view, reference) for reference in references])
     cond = adapter.project(as_features(view, features))
     if unit.uncond == "zeros":

@@ -1,7 +1,7 @@
 """What happens when something on the page is used: reading uploads, redrawing a strip, naming the adapter.
 
 `panel` builds the components and calls `Events`' methods from their listeners. Every method asks `Services`, which
-`webui.script` implements, and turns a named error into its sentence; nothing here keeps state.
+`webui.page` implements, and turns a named error into its sentence; nothing here keeps state.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ..library.errors import BadImageError, IPAdapterError
 from ..units.fields import ADAPTER, CROP, IMAGES, INTENT
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
+from .looks import Looks
 from .strip import message_line, preview_html, strip_html, tile
 
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
@@ -28,6 +29,8 @@ class Services(Protocol):
     """What the page asks of the extension; called from events only, never while the page is built."""
 
     def store(self) -> ImageStore: ...
+
+    def looks(self) -> Looks: ...
 
     def inline_references(self) -> bool:
         """Whether references travel as data URIs instead of the store's ids."""
@@ -45,8 +48,10 @@ class Services(Protocol):
         """One line: which adapter and encoder will be used, or what is missing and where it was searched."""
         ...
 
-    def preview(self, references: Sequence[str], crop: str, adapter: str, intent: str) -> Sequence[Image.Image]:
-        """The squares that the encoder will get for these references."""
+    def preview(
+        self, references: Sequence[str], crop: str, adapter: str, intent: str
+    ) -> Sequence[Sequence[Image.Image]]:
+        """The squares that the encoder will get of each of these references."""
         ...
 
     def host_notice(self) -> str:
@@ -92,17 +97,31 @@ class Events:
             return f"data:image/{MIME_TYPES.get(kind, kind)};base64,{base64.b64encode(data).decode('ascii')}"
         return store.put(data)
 
-    def draw_strip(self, number: int, references: str) -> str:
+    def draw(
+        self, number: int, turn: str, references: str, crop: str, adapter: str, intent: str
+    ) -> tuple[str, str, str]:
+        """Unit `number` drawn anew: the strip, what the encoder sees, and the line below the adapter list.
+
+        The page's script asks for one drawing of a unit at a time, so that no answer can overtake a later one; `turn`
+        is its number, which the strip carries back.
+        """
+        return (
+            self.draw_strip(number, references, turn),
+            self.draw_preview(references, crop, adapter, intent),
+            self.explain(adapter, intent),
+        )
+
+    def draw_strip(self, number: int, references: str, turn: str = "") -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""
-        store = self._services.store()
+        store, looks = self._services.store(), self._services.looks()
         items, problem = attempt(lambda: IMAGES.parse(references), ())
-        html = strip_html(number, [tile(item, place, store) for place, item in enumerate(items, 1)])
+        html = strip_html(number, [tile(item, place, store, looks) for place, item in enumerate(items, 1)], turn)
         return html + (message_line(problem) if problem else "")
 
     def draw_preview(self, references: str, crop: str, adapter: str, intent: str) -> str:
         """What the encoder sees of the references that are there; a missing one is told of by the strip."""
 
-        def squares() -> Sequence[Image.Image]:
+        def squares() -> Sequence[Sequence[Image.Image]]:
             items = IMAGES.parse(references)
             store = self._services.store()
             there = [item for item in items if not item.startswith("sha256:") or store.has(item)]
@@ -117,36 +136,25 @@ class Events:
         line, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), "")
         return message_line(problem or line, error=bool(problem))
 
-    def list_adapters(self, *settings: str) -> list[Any]:
-        """New choices for every unit's adapter list, then every unit's line, then every unit's preview.
+    def list_adapters(self, *adapters: str) -> list[Any]:
+        """New choices for every unit's adapter list; the script then asks for new drawings, which say what is wrong.
 
-        `settings` are all units' adapters, intents, references and crops, in that order. A chosen adapter stays chosen
-        even where the list does not have it: the line says what is wrong with it.
+        A chosen adapter stays chosen even where the list does not have it: the line says what is wrong with it.
         """
-        count = len(settings) // 4
-        adapters, intents, references, crops = (settings[at : at + count] for at in range(0, 4 * count, count))
-        names, problem = attempt(self._services.adapter_names, ())
+        names, _ = attempt(self._services.adapter_names, ())
         choices = [ADAPTER.default, *(name for name, _ in names)]
-        lists = [gr.update(choices=with_chosen(choices, adapter)) for adapter in adapters]
-        if problem:
-            return lists + [message_line(problem)] * count + [""] * count
-        lines = [self.explain(adapter, intent) for adapter, intent in zip(adapters, intents, strict=True)]
-        units = zip(references, crops, adapters, intents, strict=True)
-        return lists + lines + [self.draw_preview(*unit) for unit in units]
+        return [gr.update(choices=with_chosen(choices, adapter)) for adapter in adapters]
 
-    def refresh(self, *settings: str) -> list[Any]:
-        """Look at the model folders again, then as `list_adapters`."""
+    def refresh(self, *adapters: str) -> list[Any]:
+        """Look at the model folders again, then as `list_adapters`; the panel's message line comes first."""
         _, problem = attempt(self._services.refresh_models, None)
-        updates = self.list_adapters(*settings)
-        count = len(updates) // 3
-        return updates[:count] + [message_line(problem)] * count + updates[2 * count :] if problem else updates
+        return [message_line(problem), *self.list_adapters(*adapters)]
 
-    def delete_stored(self, *references: str) -> list[str]:
-        """Empty the store; returns the panel's message line, and every unit's strip drawn anew."""
+    def delete_stored(self) -> str:
+        """Empty the store; returns the panel's message line."""
         count, problem = attempt(lambda: self._services.store().clear(), 0)
         done = f"{count} stored reference picture{'' if count == 1 else 's'} deleted."
-        strips = [self.draw_strip(number, items) for number, items in enumerate(references, 1)]
-        return [message_line(problem or done, error=bool(problem)), *strips]
+        return message_line(problem or done, error=bool(problem))
 
 
 def read_upload(sent: str) -> tuple[str, bytes]:

@@ -10,14 +10,16 @@ from typing import Any, cast
 from PIL import Image
 
 from ..core.layers import find_cross_attention
-from ..encoders.squares import Framing, preview
+from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError
+from ..library.spec import base_title
 from ..session.planning import base_of
 from ..session.prepare import choice_view
-from ..units.images import ImageStore, decode_reference, open_picture
+from ..units.images import ImageStore
 from . import settings
-from .process import image_store, services
+from .looks import Looks
+from .process import image_store, looks, services
 from .version import installed_notice
 
 USUAL_SIDE = 224
@@ -28,6 +30,9 @@ class PageServices:
 
     def store(self) -> ImageStore:
         return image_store()
+
+    def looks(self) -> Looks:
+        return looks()
 
     def inline_references(self) -> bool:
         return settings.inline_references() or services().host.has_workers()
@@ -48,14 +53,17 @@ class PageServices:
         if not base:
             return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
         choice = services().models.choose(adapter, intent, [base])
-        return f"{base}: {choice.name} with the encoder {choice.encoder.name} ({choice.spec.tokens} tokens per square)"
+        tokens = f"{choice.spec.tokens} tokens per square"
+        return f"{base_title(base)}: {choice.name} with the encoder {choice.encoder.name} ({tokens})"
 
-    def preview(self, references: Sequence[str], crop: str, adapter: str, intent: str) -> list[Image.Image]:
-        """Each reference as its encoder sees it. Raises IPAdapterError."""
+    def preview(
+        self, references: Sequence[str], crop: str, adapter: str, intent: str
+    ) -> list[tuple[Image.Image, ...]]:
+        """Each reference's squares as its encoder gets them. Raises IPAdapterError."""
         store, side = self.store(), self._side(adapter, intent, crop)
         framing = cast("Framing", crop)
         return [
-            preview(open_picture(decode_reference(value, store), f"picture {number}"), side, framing)
+            looks().squares(value, f"Reference {number}", store, side, framing)
             for number, value in enumerate(references, start=1)
         ]
 

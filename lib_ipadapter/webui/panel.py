@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -57,6 +58,8 @@ class UnitTab:
     message: Any = None
     adapter_line: Any = None
     refresh: Any = None
+    turn: Any = None
+    draw: Any = None
 
 
 def build_panel(*, tab: str, max_units: int, services: Services) -> Panel:
@@ -78,7 +81,7 @@ def build_panel(*, tab: str, max_units: int, services: Services) -> Panel:
             )
     for button in (load, delete):
         keep_out_of_ui_config(button)
-    _listen(Events(services), units, notice, load, delete)
+    _listen(Events(services), prefix, units, notice, load, delete)
     return _panel(master, notice, units, max_units)
 
 
@@ -110,9 +113,10 @@ def _unit_tab(prefix: str, number: int) -> UnitTab:
 
 
 def _references(unit: UnitTab, elem_id: str) -> None:
-    """The strip, the text box through which the page's script sends files, and the one that holds the references.
+    """The strip, and what the page's script works with: a text box through which it sends files, the one that holds the
+    references, the number of a drawing and the button that asks for it.
 
-    Only the second is an argument of a job. Components that are not visible are not in the page, so these two are
+    Only the references are an argument of a job. Components that are not visible are not in the page, so these are
     hidden by a class.
     """
     with gr.Column(elem_classes=["ipadapter-references"]):
@@ -124,7 +128,14 @@ def _references(unit: UnitTab, elem_id: str) -> None:
             elem_id=f"{elem_id}_inbox",
             elem_classes=["ipadapter-inbox", "ipadapter-hidden"],
         )
-        keep_out_of_ui_config(unit.inbox)
+        unit.turn = gr.Textbox(
+            label=f"Drawing of unit {unit.number}", elem_id=f"{elem_id}_turn", elem_classes=["ipadapter-hidden"]
+        )
+        unit.draw = gr.Button(
+            f"Draw unit {unit.number}", elem_id=f"{elem_id}_draw", elem_classes=["ipadapter-hidden"]
+        )
+        for component in (unit.inbox, unit.turn, unit.draw):
+            keep_out_of_ui_config(component)
         unit.fields[IMAGES.name] = _component(IMAGES, elem_id)
 
 
@@ -164,39 +175,37 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
     return keep_out_of_ui_config(with_tooltip(component, spec.help))
 
 
-def _listen(events: Events, units: Sequence[UnitTab], notice: Any, load: Any, delete: Any) -> None:
+def _listen(events: Events, prefix: str, units: Sequence[UnitTab], notice: Any, load: Any, delete: Any) -> None:
     """Connect the components. Nothing waits for the queue in which generations stand."""
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
-    images = [unit.fields[IMAGES.name] for unit in units]
-    settings = [unit.fields[spec.name] for spec in (ADAPTER, INTENT, IMAGES, CROP) for unit in units]
-    shown = [
-        *(unit.fields[ADAPTER.name] for unit in units),
-        *(unit.adapter_line for unit in units),
-        *(unit.preview for unit in units),
-    ]
-    load.click(events.list_adapters, inputs=settings, outputs=shown, **quiet)
-    delete.click(events.delete_stored, inputs=images, outputs=[notice, *(unit.strip for unit in units)], **quiet)
+    adapters = [unit.fields[ADAPTER.name] for unit in units]
+    redraw = f"() => ipadapterDrawings.redrawUnits('{prefix}')"
+    load.click(events.list_adapters, inputs=adapters, outputs=adapters, **quiet).then(None, _js=redraw)
+    delete.click(events.delete_stored, inputs=[], outputs=[notice], **quiet).then(
+        None, _js="() => ipadapterDrawings.redrawUnits()"
+    )
     for unit in units:
-        _listen_to_unit(events, unit, quiet)
-        unit.refresh.click(events.refresh, inputs=settings, outputs=shown, **quiet)
+        _listen_to_unit(events, f"{prefix}_unit{unit.number}", unit, quiet)
+        unit.refresh.click(events.refresh, inputs=adapters, outputs=[notice, *adapters], **quiet).then(None, _js=redraw)
 
 
-def _listen_to_unit(events: Events, unit: UnitTab, quiet: dict[str, Any]) -> None:
-    number = unit.number
+def _listen_to_unit(events: Events, elem_id: str, unit: UnitTab, quiet: dict[str, Any]) -> None:
+    """Every change asks the script for a drawing, and the script asks the server for one at a time."""
     images, adapter, intent, crop = (unit.fields[spec.name] for spec in (IMAGES, ADAPTER, INTENT, CROP))
-    seen = [images, crop, adapter, intent]
     # "input" fires for what the script puts in and not when the answer empties the box again.
     unit.inbox.input(
         events.add_upload, inputs=[unit.inbox, images], outputs=[unit.inbox, images, unit.message], **quiet
     )
-    # Also fires when a paste or "Send to" has set the text box.
-    images.change(
-        lambda references: events.draw_strip(number, references), inputs=[images], outputs=[unit.strip], **quiet
+    # "change" also fires when a paste or "Send to" has set a component.
+    for component in (images, crop, adapter, intent):
+        component.change(None, _js=f"() => ipadapterDrawings.redraw('{elem_id}')")
+    unit.draw.click(
+        partial(events.draw, unit.number),
+        inputs=[unit.turn, images, crop, adapter, intent],
+        outputs=[unit.strip, unit.preview, unit.adapter_line],
+        _js=f"(...values) => ipadapterDrawings.numbered('{elem_id}', values.slice(0, 5))",
+        **quiet,
     )
-    for component in seen:
-        component.change(events.draw_preview, inputs=seen, outputs=[unit.preview], **quiet)
-    for component in (adapter, intent):
-        component.change(events.explain, inputs=[adapter, intent], outputs=[unit.adapter_line], **quiet)
 
 
 def _panel(master: Any, notice: Any, units: Sequence[UnitTab], max_units: int) -> Panel:

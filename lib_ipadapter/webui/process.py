@@ -1,4 +1,4 @@
-"""What lives as long as the WebUI's process: the host, the list of models, the cache. Made when first asked for."""
+"""What lives as long as the WebUI's process: the host, the list of models, the caches. Made when first asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..session.models import Models
 from ..session.services import Services
 from ..units.images import ImageStore
 from . import settings
+from .looks import Looks
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +44,12 @@ def image_store() -> ImageStore:
     from modules import paths
 
     return _store(settings.store_folder(Path(paths.data_path)), settings.store_bytes())
+
+
+@lru_cache(maxsize=1)
+def looks() -> Looks:
+    """Thumbnails and squares for the page."""
+    return Looks()
 
 
 def services() -> Services:

@@ -12,7 +12,7 @@ from typing import Any
 from modules import scripts
 
 from ..library.errors import BadUnitError, IPAdapterError
-from ..session.failures import as_named
+from ..session.failures import afresh, as_named
 from ..session.job import Job
 from ..units.unit import Request, parse_args
 from . import settings, xyz
@@ -48,12 +48,20 @@ class IPAdapterScript(scripts.Script):
             job.close()
 
     def process(self, p: Any, *args: Any) -> None:
-        if getattr(p, JOB, None) is not None and job_of(p) is None:
-            # A copy of an object with a job shares its infotext, which the other may still have to write.
-            p.extra_generation_params = dict(p.extra_generation_params)
-        job = Job(p, read_request(p, args), services())
+        request = read_request(p, args)
+        setattr(p, JOB, None)
+        if isinstance(request, Request) and not request.enabled:
+            return
+        # Copies of an object (X/Y/Z plot) and jobs inside a job (ADetailer) share its infotext, which the other may
+        # still have to write.
+        p.extra_generation_params = dict(p.extra_generation_params)
+        try:
+            job = Job(p, request, services())
+            job.announce()
+        except Exception as error:
+            refuse(p, as_named(error, "Reading the request"))
+            return
         setattr(p, JOB, job)
-        job.announce()
 
     def before_process_batch(self, p: Any, *args: Any, **kwargs: Any) -> None:
         job = job_of(p)
@@ -76,6 +84,16 @@ class IPAdapterScript(scripts.Script):
             job.close()
 
 
+def refuse(p: Any, error: IPAdapterError) -> None:
+    """Let the sampling of `p` raise, the one place from which the hosts let an error through."""
+
+    def sample(*_args: Any, **_kwargs: Any) -> None:
+        del p.sample
+        raise error from None
+
+    p.sample = sample
+
+
 def job_of(p: Any) -> Job | None:
     """The job of this very object, not of one that it was copied from."""
     job = getattr(p, JOB, None)
@@ -94,7 +112,7 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
         )
         return replace(request, units=units)
     except Exception as error:
-        return as_named(error, "Reading the IP-Adapter units")
+        return afresh(as_named(error, "Reading the IP-Adapter units"))
 
 
 def _require_running(request: Request, changes: dict[tuple[int, str], Any]) -> None:

@@ -31,7 +31,7 @@ DEFAULTS: dict[str, Any] = {
     STORE_MB: 500,
     STORE_FOLDER: "",
     INLINE_REFERENCES: False,
-    CACHE_MB: 64,
+    CACHE_MB: 256,
 }
 MEGABYTE = 1024 * 1024
 

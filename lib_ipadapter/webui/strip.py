@@ -15,34 +15,47 @@ from html import escape
 from PIL import Image
 
 from ..library.errors import IPAdapterError
-from ..units.images import ImageStore, decode_reference, open_picture, thumbnail_data_uri
+from ..units.images import ImageStore
+from .looks import Looks
 
-THUMBNAIL_SIDE = 192
 REMOVE_SYMBOL = "&times;"
 SHORT_ID = len("sha256:") + 12
+KEY_CHARACTERS = 24
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One reference as the strip shows it: a thumbnail, or the sentence that says why there is none."""
+    """One reference as the strip shows it: a thumbnail, or the sentence that says why there is none.
 
+    `key` is what the page's script removes it by: the strip may be older than the references.
+    """
+
+    key: str
     title: str
     source: str = ""
     problem: str = ""
 
 
-def tile(reference: str, number: int, store: ImageStore) -> Tile:
+def tile(reference: str, number: int, store: ImageStore, looks: Looks) -> Tile:
     """Read one reference (an id of the store or a data URI) into what the strip shows of it."""
     try:
-        image = open_picture(decode_reference(reference, store), f"Reference {number}")
+        seen = looks.thumbnail(reference, f"Reference {number}", store)
     except IPAdapterError as error:
-        return Tile(reference[:SHORT_ID] if reference.startswith("sha256:") else "", problem=str(error))
-    title = f"Reference {number}, {image.width} x {image.height}"
-    return Tile(title, thumbnail_data_uri(image, THUMBNAIL_SIDE))
+        title = reference[:SHORT_ID] if reference.startswith("sha256:") else ""
+        return Tile(removal_key(reference), title, problem=str(error))
+    return Tile(removal_key(reference), f"Reference {number}, {seen.width} x {seen.height}", seen.source)
 
 
-def strip_html(unit: int, tiles: Sequence[Tile]) -> str:
-    """The strip of a unit: thumbnails with a remove button each, and the tile that adds pictures."""
+def removal_key(reference: str) -> str:
+    """Tells references of one unit apart without repeating a picture; `ipadapter.js` computes the same."""
+    return f"{len(reference)}:{reference[-KEY_CHARACTERS:]}"
+
+
+def strip_html(unit: int, tiles: Sequence[Tile], turn: str = "") -> str:
+    """The strip of a unit: thumbnails with a remove button each, and the tile that adds pictures.
+
+    `turn` is the number of the drawing, by which the page's script knows that its answer has arrived.
+    """
     items = "".join(_tile_html(index, one) for index, one in enumerate(tiles))
     label = "Drop, paste or choose more" if tiles else "Drop, paste or choose reference pictures"
     clear = (
@@ -53,7 +66,7 @@ def strip_html(unit: int, tiles: Sequence[Tile]) -> str:
     )
     problems = "".join(message_line(one.problem) for one in tiles if one.problem)
     return (
-        f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}">'
+        f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}" data-turn="{escape(turn)}">'
         f'<ul class="ipadapter-tiles">{items}</ul>'
         f'<button type="button" class="ipadapter-add" aria-label="Add reference pictures to unit {unit}">'
         f'<span class="ipadapter-plus" aria-hidden="true">+</span><span>{label}</span></button>{clear}</div>{problems}'
@@ -67,23 +80,33 @@ def _tile_html(index: int, one: Tile) -> str:
     else:
         face = f'<span class="ipadapter-missing" title="{escape(one.problem)}">not found</span>'
     return (
-        f'<li class="ipadapter-tile">{face}<button type="button" class="ipadapter-remove" data-index="{index}" '
+        f'<li class="ipadapter-tile">{face}<button type="button" class="ipadapter-remove" data-key="{escape(one.key)}" '
         f'aria-label="Remove reference {number}" title="Remove">{REMOVE_SYMBOL}</button></li>'
     )
 
 
-def preview_html(squares: Sequence[Image.Image]) -> str:
-    """The squares that the encoder gets, pixel for pixel (PNG), side by side; nothing where there are none."""
-    if not squares:
+def preview_html(references: Sequence[Sequence[Image.Image]]) -> str:
+    """The squares that the encoder gets of each reference, pixel for pixel (PNG); nothing where there are none."""
+    if not references:
         return ""
-    pictures = "".join(
-        f'<img src="{_png_data_uri(square)}" alt="Encoder input {number} of {len(squares)}" '
-        f'title="{square.width} x {square.height}">'
-        for number, square in enumerate(squares, 1)
+    groups = "".join(
+        f'<span class="ipadapter-group">{_group_html(number, squares)}</span>'
+        for number, squares in enumerate(references, 1)
     )
     return (
-        '<figure class="ipadapter-squares"><figcaption>What the encoder sees</figcaption>'
-        f"<div>{pictures}</div></figure>"
+        f'<figure class="ipadapter-squares"><figcaption>What the encoder sees</figcaption><div>{groups}</div></figure>'
+    )
+
+
+def _group_html(number: int, squares: Sequence[Image.Image]) -> str:
+    titles = [
+        f"Reference {number}" + (f", square {index} of {len(squares)}" if len(squares) > 1 else "")
+        for index in range(1, len(squares) + 1)
+    ]
+    return "".join(
+        f'<img src="{_png_data_uri(square)}" alt="{title}, as the encoder sees it" title="{title}, {square.width} x '
+        f'{square.height}" tabindex="0">'
+        for title, square in zip(titles, squares, strict=True)
     )
 
 

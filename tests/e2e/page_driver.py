@@ -13,8 +13,9 @@ PATIENCE_MS = 20_000
 JOB_PATIENCE_MS = 300_000
 # Makes files in the browser and hands them over as a drop or as a clipboard's content.
 GIVE_FILES = """
-([selector, event, files]) => {
+([selector, event, files, text]) => {
     const transfer = new DataTransfer();
+    if (text) transfer.setData("text/plain", text);
     for (const [name, type, data] of files) {
         const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
         transfer.items.add(new File([bytes], name, {type}));
@@ -56,9 +57,9 @@ class Accordion:
         for event in ("dragover", "drop"):
             self.page.evaluate(GIVE_FILES, [target, event, [carried(file) for file in files]])
 
-    def paste(self, *files: Path) -> None:
-        """Paste where the keyboard's focus is."""
-        self.page.evaluate(GIVE_FILES, [None, "paste", [carried(file) for file in files]])
+    def paste(self, *files: Path, text: str = "") -> None:
+        """Paste where the keyboard's focus is: files, and text beside them as word processors give it."""
+        self.page.evaluate(GIVE_FILES, [None, "paste", [carried(file) for file in files], text])
 
     def wait_for_thumbnails(self, count: int, number: int = 1) -> None:
         self._wait_for_count(f"{self.unit(number)}_strip .ipadapter-tile img", count)

@@ -154,6 +154,85 @@ def test_pictures_are_removed_one_by_one_by_keyboard_and_all_at_once(accordion, 
     assert accordion.references() == ""
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Pictures that take a while to read, and small ones, in turn."""
+    folder = tmp_path_factory.mktemp("many")
+    made = []
+    for number in range(8):
+        size = (2400, 1600) if number % 3 == 0 else (90, 60)
+        made.append(folder / f"{number}.png")
+        picture((30 * number, 255 - 30 * number, 90), size).save(made[-1], compress_level=1)
+    return made
+
+
+def test_what_is_shown_is_what_acts_however_quickly_it_changes(accordion, many):
+    page, strip = accordion.page, f"{accordion.unit()}_strip"
+    accordion.choose(*many)
+    accordion.wait_for_thumbnails(8)
+    accordion.wait_for_squares(8)
+    before = json.loads(accordion.references())
+    page.evaluate(
+        "([all, places]) => places.map(place => document.querySelectorAll(all)[place]).forEach(one => one.click())",
+        [f"{strip} .ipadapter-remove", [0, 3, 5]],
+    )
+    accordion.select("crop", "Tiles")
+    accordion.select("crop", "Stretch")
+    accordion.wait_for_thumbnails(5)
+    accordion.wait_for_squares(5)
+    page.wait_for_timeout(1000)
+    accordion.wait_for_thumbnails(5)
+    accordion.wait_for_squares(5)
+    assert json.loads(accordion.references()) == [one for place, one in enumerate(before) if place not in (0, 3, 5)]
+
+
+def test_a_double_click_removes_one_picture(accordion, many):
+    accordion.choose(*many[:3])
+    accordion.wait_for_thumbnails(3)
+    before = json.loads(accordion.references())
+    accordion.page.dblclick(f"{accordion.unit()}_strip [aria-label='Remove reference 1']")
+    accordion.page.wait_for_timeout(1500)
+    assert json.loads(accordion.references()) == before[1:]
+    accordion.wait_for_thumbnails(2)
+
+
+def test_a_deleted_picture_is_back_when_it_is_added_again(accordion, files):
+    page = accordion.page
+    page.on("dialog", lambda dialog: dialog.accept())
+    accordion.choose(files["red"])
+    accordion.wait_for_thumbnails(1)
+    accordion.wait_for_squares(1)
+    page.click(f"{accordion.id}_delete_store")
+    accordion.wait_for_text("strip", "add the picture again")
+    accordion.wait_for_squares(0)
+    accordion.choose(files["red"])
+    accordion.wait_for_thumbnails(1)
+    accordion.wait_for_squares(1)
+    assert "add the picture again" not in accordion.text("strip")
+
+
+def test_tiles_are_shown_as_squares_of_their_own(accordion, tmp_path):
+    picture((200, 40, 90), (300, 100)).save(tmp_path / "wide.png")
+    accordion.choose(tmp_path / "wide.png")
+    accordion.wait_for_squares(1)
+    accordion.select("crop", "Tiles")
+    accordion.wait_for_squares(3)
+    assert all(square.width == square.height for square in accordion.squares())
+    sizes = accordion.page.eval_on_selector_all(
+        f"{accordion.unit()}_preview img", "all => all.map(one => one.offsetWidth / one.offsetHeight)"
+    )
+    assert sizes == [1, 1, 1]
+
+
+def test_text_is_pasted_where_the_user_types_even_with_the_mouse_over_the_strip(accordion, files):
+    page = accordion.page
+    page.focus("#txt2img_prompt textarea")
+    page.hover(f"{accordion.unit()}_strip .ipadapter-add")
+    accordion.paste(files["red"], text="a word")
+    page.wait_for_timeout(800)
+    assert accordion.references() == ""
+
+
 def test_a_wrong_file_is_answered_with_a_sentence(accordion, files):
     accordion.drop(files["notes"], files["red"])
     accordion.wait_for_thumbnails(1)

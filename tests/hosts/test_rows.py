@@ -27,7 +27,7 @@ def step(cond: int, uncond: int, *, tokens=77, uncond_tokens=77, at=0, total=4, 
 
 def reader(*, skips: bool = False, edits: bool = False) -> SequenceReader:
     made = SequenceReader(lambda params: skips, lambda params: edits)
-    made.begin_pass()
+    made.forget()
     return made
 
 
@@ -146,8 +146,18 @@ def test_a_sampler_without_a_total_is_measured_by_its_timesteps():
         return read((torch.zeros(2, 4, 8, 8), torch.full((2,), timestep)), {}).fraction
 
     assert [fraction(t) for t in (800.0, 400.0, 600.0, 0.0)] == [0.0, 0.5, 0.25, 1.0]
-    read.begin_pass()
+    read.forget()
     assert fraction(400.0) == 0.0
+
+
+def test_a_second_order_samplers_two_calls_are_of_one_step():
+    read, fractions = reader(), []
+    for at in range(7):
+        params = step(1, 1, at=at, total=8)
+        params.denoiser.sampler.config = SimpleNamespace(options={"second_order": True})
+        read.begin_step(params)
+        fractions.append(read((torch.zeros(2, 4, 8, 8), torch.zeros(2)), {}).fraction)
+    assert fractions == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75]
 
 
 @pytest.mark.parametrize(
@@ -239,3 +249,42 @@ def test_forge_guidance_that_passes_the_negative_as_a_prompt_is_told_by_its_text
 
     assert rows(params.text_uncond) == (U,)
     assert rows(params.text_cond) == (C,)
+
+
+def forge_call(read: OptionsReader, chunks: list[int], text: torch.Tensor) -> tuple[int, ...]:
+    args = (torch.zeros(len(text), 4, 8, 8), torch.zeros(len(text)))
+    return read(args, {"context": text, "transformer_options": {"cond_or_uncond": chunks}}).rows
+
+
+def test_forge_texts_are_compared_once_for_calls_that_repeat(monkeypatch):
+    """A comparison makes the device wait for all that was asked of it."""
+    read, compared, equal = OptionsReader(), [], torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *tensors: compared.append(1) or equal(*tensors))
+    for at in range(4):
+        params = step(1, 1, at=at)
+        read.begin_step(params)
+        assert forge_call(read, [0], params.text_cond) == (C,)
+        assert forge_call(read, [1], params.text_uncond) == (U,)
+        assert bool(compared) == (at == 0)
+        compared.clear()
+
+
+def test_forge_texts_are_compared_again_when_the_calls_change():
+    read = OptionsReader()
+    for at in range(3):
+        params = step(1, 1, at=at)
+        read.begin_step(params)
+        assert forge_call(read, [0], params.text_cond) == (C,)
+        if at:
+            assert forge_call(read, [0], params.text_uncond) == (U,)
+            assert forge_call(read, [0], params.text_cond) == (C,)
+
+
+def test_forge_kinds_that_nobody_knows_are_told_by_their_text():
+    read = OptionsReader()
+    params = step(1, 1)
+    read.begin_step(params)
+    text = torch.cat([params.text_cond, params.text_uncond, params.text_cond])
+    assert forge_call(read, [2, 1, 0], text) == (C, U, C)
+    with pytest.raises(UnexplainedRowsError, match="row 1 is neither"):
+        forge_call(read, [2, 1, 0], text + 0.5)

@@ -25,7 +25,7 @@ PROJECTED, HIDDEN = 48, 64
 class Reader:
     """Every call is a prompt row and a negative row."""
 
-    def begin_pass(self) -> None:
+    def forget(self) -> None:
         self.fraction = 0.0
 
     def begin_step(self, params: Any) -> None:

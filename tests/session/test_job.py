@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import gc
+import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lib_ipadapter.encoders.clip_vision import VisionEncoder
 from lib_ipadapter.library.errors import BadUnitError, IPAdapterError, UnsupportedHostStateError, WrongBaseError
-from lib_ipadapter.session.job import WARNING_KEY, Job
+from lib_ipadapter.session.claims import WARNING_KEY
+from lib_ipadapter.session.job import Job
 from lib_ipadapter.units.unit import Request, Unit
 from tests.e2e.client import encoded, picture
 from tests.session.fakes import FakeHost, FakeProcessing, call_unet, make_unet, services, write_models
@@ -139,6 +144,58 @@ def test_an_error_from_the_arguments_is_raised_when_sampling_starts(host: FakeHo
     assert p.extra_generation_params == {}
 
 
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_failed_encoding_frees_the_encoder_with_the_error(
+    host: FakeHost, folder: Path, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    """Without waiting for a collection of garbage, which a GPU that is out of memory cannot."""
+    towers: list[weakref.ref[object]] = []
+
+    def encode(tower: object, *_args: Any, **_kwargs: Any) -> None:
+        towers.append(weakref.ref(tower))
+        raise BadUnitError("told to fail.") if foreseen else torch.cuda.OutOfMemoryError("told to fail")
+
+    monkeypatch.setattr(VisionEncoder, "forward", encode)
+    # The test runner keeps what is logged, tracebacks included.
+    monkeypatch.setattr(logging.getLogger("ipadapter"), "disabled", True)
+    gc.collect()
+    gc.disable()
+    try:
+        p, _ = start(host, folder)
+        with pytest.raises(IPAdapterError) as caught:
+            p.sample()
+        assert caught.value.__cause__ is not caught.value
+        del caught
+        assert towers
+        assert towers[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_processing_object_goes_when_nobody_holds_it(host: FakeHost, folder: Path, fails: bool) -> None:
+    p, job = start(host, folder, BadUnitError("told to fail.") if fails else request())
+    p.sampler = Held()
+    held = weakref.ref(p.sampler)
+    gc.collect()
+    gc.disable()
+    try:
+        if fails:
+            with pytest.raises(BadUnitError):
+                p.sample()
+        else:
+            p.sample()
+            job.close()
+        del p
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+class Held:
+    """Something that can be watched."""
+
+
 def test_an_error_in_a_callback_is_raised_by_the_unet(host: FakeHost, folder: Path) -> None:
     p, job = start(host, folder)
 
@@ -165,6 +222,23 @@ def test_an_interrupted_job_claims_what_acted_and_warns_of_nothing(host: FakeHos
     host.stopped = True
     p.sample()
     assert list(p.extra_generation_params) == [KEY]
+
+
+def test_a_unit_whose_checkpoint_never_came_is_told_so(host: FakeHost, folder: Path) -> None:
+    p, job = start(host, folder)
+    job._attach = lambda: None  # type: ignore[method-assign]
+    p.sample()
+    assert KEY not in p.extra_generation_params
+    assert "fits a checkpoint of this job that no step was sampled with" in p.extra_generation_params[WARNING_KEY]
+
+
+def test_going_on_after_sampling_that_told_nobody(host: FakeHost, folder: Path) -> None:
+    p, job = start(host, folder, stop=False)
+    p.job = None
+    assert torch.equal(p.sample()[0], call_unet(host.net))
+    assert KEY not in p.extra_generation_params
+    assert "Generated without image prompts" in p.extra_generation_params[WARNING_KEY]
+    del job
 
 
 def test_sampling_that_tells_nobody_is_an_error(host: FakeHost, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lib_ipadapter.encoders.clip_vision import load_vision_encoder, pixel_tensor
 from lib_ipadapter.encoders.squares import to_squares
 from lib_ipadapter.library.errors import BadImageError
 from lib_ipadapter.session import features
+from lib_ipadapter.session import prepare as prepare_module
 from lib_ipadapter.session.features import EncoderPool, negative_pixels
 from lib_ipadapter.session.prepare import PreparedUnit, prepare_unit
 from lib_ipadapter.session.services import Services
@@ -124,6 +126,19 @@ def test_what_was_encoded_is_not_encoded_again(given: Services) -> None:
     assert pool.encoded == 1
 
 
+def test_what_is_kept_knows_the_square_that_was_encoded(given: Services) -> None:
+    """One file under two names may be of two kinds (448 px), with the same bytes."""
+    choice = given.models.choose("auto", "image", ["SD1"])
+    large = replace(choice, spec=replace(choice.spec, image_size=prepare_module.LARGE_SIDE))
+    kept = []
+    for one in (choice, large, choice):
+        with EncoderPool(given.host, given.cache) as pool:
+            unit = Unit(images=(RED,))
+            kept.append(prepare_unit(1, unit, one, pool=pool, store=given.store(), cache=given.cache).kv[1][0])
+    assert not torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+
+
 def test_cached_keys_and_values_are_equal_to_the_first(given: Services) -> None:
     first, _ = prepare(given, Unit(images=(RED,)))
     kept = {key_id: (k.clone(), v.clone()) for key_id, (k, v) in first.kv.items()}
@@ -153,5 +168,5 @@ def test_the_encoder_is_dropped_when_the_pool_closes(given: Services, monkeypatc
 
 
 def test_a_picture_that_cannot_be_read_is_named(given: Services) -> None:
-    with pytest.raises(BadImageError, match="unit 1, picture 2"):
+    with pytest.raises(BadImageError, match="picture 2"):
         prepare(given, Unit(images=(RED, "not a picture")))

@@ -117,6 +117,8 @@ def test_the_strip_shows_a_thumbnail_and_a_button_for_each(page):
     assert [image.size for image in images_in(html)] == [(192, 96), (32, 16)]
     assert html.count("ipadapter-remove") == 2
     assert 'aria-label="Remove reference 2"' in html
+    keys = re.findall(r'data-key="([^"]+)"', html)
+    assert len(set(keys)) == 2
     assert 'aria-label="References of unit 2"' in html
 
 
@@ -143,10 +145,22 @@ def test_no_markup_from_outside_reaches_the_page(page, references):
 
 def test_the_preview_is_what_the_encoder_gets_pixel_for_pixel(page):
     noise = Image.effect_noise((112, 112), 80).convert("RGB")
-    page.services.preview = lambda *_: [noise, noise.rotate(90)]
+    page.services.preview = lambda *_: [(noise, noise.rotate(90))]
     references = added(page, write_picture(page.folder, "a.png"))
     shown = images_in(page.events.draw_preview(references, "Stretch", "auto", "Image"))
     assert [image.convert("RGB").tobytes() for image in shown] == [noise.tobytes(), noise.rotate(90).tobytes()]
+
+
+def test_the_squares_of_a_reference_stand_together_and_are_counted(page):
+    square = Image.new("RGB", (8, 8))
+    page.services.preview = lambda *_: [(square, square), (square,)]
+    html = page.events.draw_preview(added(page, write_picture(page.folder, "a.png")), "Tiles", "auto", "Image")
+    assert [group.count("<img") for group in html.split("ipadapter-group")[1:]] == [2, 1]
+    assert re.findall('alt="([^"]+)"', html) == [
+        "Reference 1, square 1 of 2, as the encoder sees it",
+        "Reference 1, square 2 of 2, as the encoder sees it",
+        "Reference 2, as the encoder sees it",
+    ]
 
 
 def test_the_preview_gets_values_and_not_labels(page):
@@ -159,19 +173,26 @@ def test_the_preview_gets_values_and_not_labels(page):
 
 
 def test_the_adapter_list_starts_with_auto_and_keeps_what_is_chosen(page):
-    references = added(page, write_picture(page.folder, "a.png"))
-    settings = ("auto", "gone.safetensors", "Image", "Style", references, "", "Centre", "Pad")
-    updates = page.events.list_adapters(*settings)
+    updates = page.events.list_adapters("auto", "gone.safetensors")
     assert updates[0]["choices"] == ["auto", "ip-adapter_sd15", "ip-adapter-plus_sd15"]
     assert updates[1]["choices"][-1] == "gone.safetensors"
-    assert [text_of(line) for line in updates[2:4]] == ["auto for image", "gone.safetensors for style"]
-    assert [len(images_in(preview)) for preview in updates[4:]] == [1, 0]
     assert "refresh_models" not in page.services.asked
-    assert page.events.refresh(*settings) == updates
+    message, *again = page.events.refresh("auto", "gone.safetensors")
+    assert again == updates
+    assert text_of(message) == ""
     assert "refresh_models" in page.services.asked
 
 
-@pytest.mark.parametrize("method", ["adapter_names", "explain", "refresh_models", "preview"])
+def test_a_drawing_is_strip_preview_and_line_and_brings_its_number_back(page):
+    references = added(page, write_picture(page.folder, "a.png"))
+    strip, preview, line = page.events.draw(2, "17", references, "Pad", "auto", "Style")
+    assert 'data-turn="17"' in strip
+    assert (len(images_in(strip)), len(images_in(preview))) == (1, 1)
+    assert text_of(line) == "auto for style"
+    assert escape('"><b>') in page.events.draw(2, '"><b>', "", "Pad", "auto", "Style")[0]
+
+
+@pytest.mark.parametrize("method", ["explain", "refresh_models", "preview"])
 def test_a_named_error_becomes_its_sentence(page, method):
     def fail(*_):
         raise AdapterNotFoundError(f"Nothing in {HOSTILE}; put a file there.")
@@ -179,9 +200,8 @@ def test_a_named_error_becomes_its_sentence(page, method):
     setattr(page.services, method, fail)
     references = added(page, write_picture(page.folder, "a.png"))
     answers = {
-        "adapter_names": lambda: page.events.list_adapters("auto", "Image", "", "Centre")[1],
         "explain": lambda: page.events.explain("auto", "Image"),
-        "refresh_models": lambda: page.events.refresh("auto", "Image", "", "Centre")[1],
+        "refresh_models": lambda: page.events.refresh("auto")[0],
         "preview": lambda: page.events.draw_preview(references, "Centre", "auto", "Image"),
     }
     html = answers[method]()
@@ -200,9 +220,27 @@ def test_an_error_that_is_not_ours_is_not_hidden(page):
     assert not issubclass(ZeroDivisionError, IPAdapterError)
 
 
-def test_deleting_the_store_says_how_many_and_redraws(page):
+def test_a_list_that_cannot_be_read_leaves_auto(page):
+    """The line below it says why: it comes from the same files."""
+
+    def fail(*_):
+        raise AdapterNotFoundError("Nothing there; put a file there.")
+
+    page.services.adapter_names = fail
+    assert page.events.list_adapters("chosen")[0]["choices"] == ["auto", "chosen"]
+
+
+def test_deleting_the_store_says_how_many_and_the_strip_shows_it(page):
     references = added(page, write_picture(page.folder, "a.png"))
-    notice, first, second = page.events.delete_stored(references, "")
-    assert text_of(notice) == "1 stored reference picture deleted."
-    assert "not found" in first
-    assert "not found" not in second
+    assert len(images_in(page.events.draw_strip(1, references))) == 1
+    assert text_of(page.events.delete_stored()) == "1 stored reference picture deleted."
+    assert "not found" in page.events.draw_strip(1, references)
+
+
+def test_a_picture_that_is_back_is_shown_again(page):
+    path = write_picture(page.folder, "a.png")
+    references = added(page, path)
+    page.events.delete_stored()
+    assert "not found" in page.events.draw_strip(1, references)
+    assert added(page, path, references=references) == references
+    assert len(images_in(page.events.draw_strip(1, references))) == 1

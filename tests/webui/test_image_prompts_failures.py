@@ -102,11 +102,36 @@ def check_warned(prompting: Prompting, result: Any, plain: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("stage", ["a callback of a step", "reading the rows"])
-def test_rows_that_cannot_be_told_stop_the_job_even_then(prompting: Prompting, stage: str) -> None:
-    """The step is under way: nothing that is still to come would be the picture that was asked for."""
+def test_going_on_when_a_step_failed(prompting: Prompting, stage: str) -> None:
+    plain = prompting.run().pixels
     go_on_after_failures()
     break_at(prompting, WHILE_SAMPLING[stage], AdapterFileError("told to fail."))
-    prompting.refused(UNIT)
+    check_warned(prompting, prompting.run(UNIT, n_iter=2), plain)
+
+
+def test_going_on_when_a_later_step_failed(prompting: Prompting) -> None:
+    """The unit's claim stays, because it acted, and the warning says that it did not act to the end."""
+    plain, whole = prompting.run(steps=4).pixels, prompting.run(UNIT, steps=4).pixels
+    go_on_after_failures()
+    for reader in (SequenceReader, OptionsReader):
+        prompting.patch.setattr(reader, "begin_step", _failing_at_third(reader.begin_step))
+    result = prompting.run(UNIT, steps=4)
+    assert result.pixels not in (plain, whole)
+    assert "IP-Adapter unit 1" in result.infotexts[0]
+    assert "from pass 1 on, was sampled without" in result.infotexts[0]
+
+
+def _failing_at_third(begin_step: Callable[..., None]) -> Callable[..., None]:
+    calls = 0
+
+    def begin(self: Any, params: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise AdapterFileError("told to fail.")
+        begin_step(self, params)
+
+    return begin
 
 
 BROKEN = {"images": ["sha256:" + "0" * 64], "weight": 1.0}

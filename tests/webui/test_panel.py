@@ -10,6 +10,7 @@ from PIL import Image
 from lib_ipadapter.units.fields import FIELDS, IMAGES
 from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
+from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
 
@@ -19,11 +20,15 @@ class FixedServices:
 
     def __init__(self, store: ImageStore, inline: bool = False) -> None:
         self._store, self._inline = store, inline
+        self._looks = Looks()
         self.asked: list[str] = []
 
     def store(self) -> ImageStore:
         self.asked.append("store")
         return self._store
+
+    def looks(self) -> Looks:
+        return self._looks
 
     def inline_references(self) -> bool:
         return self._inline
@@ -39,9 +44,9 @@ class FixedServices:
         self.asked.append("explain")
         return f"{adapter} for {intent}"
 
-    def preview(self, references, crop: str, adapter: str, intent: str) -> list[Image.Image]:
+    def preview(self, references, crop: str, adapter: str, intent: str) -> list[tuple[Image.Image, ...]]:
         self.asked.append("preview")
-        return [Image.new("RGB", (8, 8), (10, 20, number)) for number, _ in enumerate(references)]
+        return [(Image.new("RGB", (8, 8), (10, 20, number)),) for number, _ in enumerate(references)]
 
     def host_notice(self) -> str:
         return "This host is <too> old."
