@@ -49,7 +49,8 @@ class CallReader(Protocol):
 class Host(Protocol):
     """One WebUI. All methods are cheap except `make_room`."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def version(self) -> str: ...
 

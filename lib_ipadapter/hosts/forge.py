@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import threading
 from collections.abc import Sequence
@@ -29,7 +30,10 @@ from .rows import contradicts, rows_by_context, text_rows
 class ForgeHost:
     """Everything is looked up when asked: models, options and devices change between jobs."""
 
-    name = "Forge"
+    @property
+    def name(self) -> str:
+        """Forge, or one of the two that kept its earlier parts; Classic's own version says which it is."""
+        return "Forge" if importlib.util.find_spec("backend") else "reForge or Forge Classic"
 
     def version(self) -> str:
         from modules import launch_utils

@@ -105,12 +105,13 @@ def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
     try:
         request = parse_args(args, settings.max_units())
         changes = xyz.values_of(p)
-        _require_running(request, changes)
         units = tuple(
             replace(unit, **{field: value for (number, field), value in changes.items() if number == position})
             for position, unit in enumerate(request.units, start=1)
         )
-        return replace(request, units=units)
+        request = replace(request, units=units)
+        _require_running(request, changes)
+        return request
     except Exception as error:
         return afresh(as_named(error, "Reading the IP-Adapter units"))
 
