@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import tracemalloc
 from pathlib import Path
+from types import FrameType
 
 from lib_ipadapter.library.detection import inspect_file
 
@@ -50,3 +52,24 @@ def test_sixty_published_files_in_under_a_second(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
+
+
+def test_the_longest_list_of_tensors_is_read_in_few_calls(tmp_path: Path) -> None:
+    """Calls are what reading costs; unlike time, their number is the same on every machine and under every load."""
+    name, shapes = FOLDER[0]
+    path = write_published(tmp_path / name, shapes)
+    inspect_file(path)
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        inspect_file(path)
+    finally:
+        sys.setprofile(before)
+    assert len(shapes) == 1266
+    assert calls < 10 * len(shapes)  # a call for each of a tensor's 32 instructions would be far more
