@@ -42,8 +42,9 @@ def _inspect(paths: Sequence[str], as_json: bool) -> int:
     problems: list[str] = []
     reports: list[FileReport] = []
     for given in paths:
+        before = len(problems)
         found = _reports(given, problems)
-        if not found and not problems and not as_json:
+        if not found and len(problems) == before and not as_json:
             print(f"No model files in {shown_path(given)}.", file=sys.stderr)
         reports += found
     if as_json:

@@ -94,6 +94,9 @@ def test_an_empty_folder_is_said_to_be_one(tmp_path: Path, capsys: pytest.Captur
     assert main(["inspect", str(tmp_path)]) == 0
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", f"No model files in {tmp_path}.\n")
+    (tmp_path / "sub").mkdir()
+    assert main(["inspect", str(tmp_path / "no.bin"), str(tmp_path / "sub"), str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("No model files in") == 2
 
 
 def test_an_empty_path_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
