@@ -91,3 +91,15 @@ def test_choices_are_offered_and_accepted(options):
         if option.choices is not None:
             option.confirm(None, option.choices())
     assert options["[IP-Adapter] Unit 1 Adapter"].choices() == ["auto", "ip-adapter_sd15"]
+
+
+def test_an_axis_may_bring_the_pictures_of_an_empty_unit(prompting, options):
+    from lib_ipadapter.units.unit import Unit, page_values
+    from lib_ipadapter.webui.script import read_request
+
+    p = SimpleNamespace()
+    args = tuple(page_values([Unit()], 2))
+    options["[IP-Adapter] Unit 1 References"].apply(p, "sha256:" + "a" * 64, [])
+    assert read_request(p, args).numbered[0][1].images == ("sha256:" + "a" * 64,)
+    options["[IP-Adapter] Unit 2 Weight"].apply(p, 0.5, [])
+    assert "unit 2, which does not run" in str(read_request(p, args))
