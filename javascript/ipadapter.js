@@ -11,7 +11,6 @@ const ipadapterPage = (() => {
     const KEY_CHARACTERS = 24;
     const MAX_FILE_BYTES = 128 * 1024 * 1024;
     let hovered = null;
-    let focusAfterRemoval = null;
 
     function textArea(unit) {
         return unit.querySelector(".ipadapter-images textarea");
@@ -135,12 +134,11 @@ const ipadapterPage = (() => {
         if (index < 0) return;
         // Its place stays until the strip is drawn anew: the second click of a double click must not meet the next one.
         button.closest(".ipadapter-tile").classList.add("ipadapter-going");
-        focusAt(unit, index);
+        focusPlace(unit, index);
         inTurn(unit, () => {
             const items = references(unit);
             const place = items.findIndex(item => removalKey(item) === button.dataset.key);
             if (place >= 0) items.splice(place, 1);
-            focusAfterRemoval = {unit, index};
             say(unit, "");
             setReferences(unit, items);
             ipadapterDrawings.redraw(unit.id);
@@ -159,17 +157,19 @@ const ipadapterPage = (() => {
         return Array.from(unit.querySelectorAll(".ipadapter-tile:not(.ipadapter-going) .ipadapter-remove"));
     }
 
-    function focusAt(unit, index) {
-        const buttons = shownButtons(unit);
-        const next = buttons[Math.min(index, buttons.length - 1)] ?? unit.querySelector(".ipadapter-add");
-        next?.focus({preventScroll: true});
+    // Where in a unit's strip the keyboard is: the number of a picture, the class of another button, or null.
+    function focusedPlace(unit) {
+        const active = document.activeElement;
+        if (!active?.closest(".ipadapter-strip") || active.closest(UNIT) !== unit) return null;
+        const index = shownButtons(unit).indexOf(active);
+        return index >= 0 ? index : active.className;
     }
 
-    // After a removal the keyboard goes to the next picture, unless the user took it elsewhere meanwhile.
-    function onDrawn(event) {
-        if (focusAfterRemoval?.unit.id !== event.detail) return;
-        if (document.activeElement === document.body) focusAt(focusAfterRemoval.unit, focusAfterRemoval.index);
-        focusAfterRemoval = null;
+    function focusPlace(unit, place) {
+        const buttons = shownButtons(unit);
+        const last = buttons.length - 1;
+        const wanted = typeof place === "number" ? buttons[Math.min(place, last)] : unit.querySelector("." + place);
+        (wanted ?? unit.querySelector(".ipadapter-add"))?.focus({preventScroll: true});
     }
 
     function onClick(event) {
@@ -279,7 +279,6 @@ const ipadapterPage = (() => {
     document.addEventListener("dragend", onDragEnd, true);
     document.addEventListener("drop", onDrop, true);
     document.addEventListener("pointerover", onPointerOver, {passive: true});
-    document.addEventListener("ipadapter-drawn", onDrawn);
 
-    return {references};
+    return {references, focusedPlace, focusPlace};
 })();

@@ -41,14 +41,21 @@ const ipadapterDrawings = (() => {
             await answer(id, String(state.turn));
         }
         state.busy = false;
-        document.dispatchEvent(new CustomEvent("ipadapter-drawn", {detail: id}));
     }
 
-    // The strip brings its drawing's number back; one that gets lost is not waited for longer than this.
+    // The strip brings its drawing's number back; one that gets lost is not waited for longer than this. The keyboard
+    // stays where it was in the strip that the drawing replaces.
     async function answer(id, turn) {
         const until = Date.now() + PATIENCE_MS;
+        let place = null;
         while (Date.now() < until) {
-            if (document.querySelector(`#${id}_strip .ipadapter-strip`)?.dataset.turn === turn) return;
+            const unit = document.getElementById(id);
+            const isFree = document.activeElement === document.body;
+            if (unit?.querySelector(".ipadapter-strip")?.dataset.turn === turn) {
+                if (isFree && place !== null) ipadapterPage.focusPlace(unit, place);
+                return;
+            }
+            if (!isFree) place = ipadapterPage.focusedPlace(unit);
             await pause(30);
         }
     }

@@ -233,6 +233,27 @@ def test_text_is_pasted_where_the_user_types_even_with_the_mouse_over_the_strip(
     assert accordion.references() == ""
 
 
+def test_the_keyboard_stays_where_it_was_when_the_strip_is_drawn_anew(accordion, files):
+    page, strip = accordion.page, f"{accordion.unit()}_strip"
+    accordion.choose(files["red"], files["blue"])
+    accordion.wait_for_thumbnails(2)
+    for button in (".ipadapter-add", "[aria-label='Remove reference 2']"):
+        page.focus(f"{strip} {button}")
+        page.evaluate("selector => document.querySelector(selector).dataset.old = 'yes'", f"{strip} {button}")
+        page.click(f"{accordion.unit()}_refresh", no_wait_after=True)
+        page.focus(f"{strip} {button}")
+        page.wait_for_function(
+            "selector => { const now = document.querySelector(selector); return now && !now.dataset.old; }",
+            arg=f"{strip} {button}",
+            timeout=PATIENCE_MS,
+        )
+        page.wait_for_function(
+            "selector => document.activeElement === document.querySelector(selector)",
+            arg=f"{strip} {button}",
+            timeout=PATIENCE_MS,
+        )
+
+
 def test_a_wrong_file_is_answered_with_a_sentence(accordion, files):
     accordion.drop(files["notes"], files["red"])
     accordion.wait_for_thumbnails(1)
