@@ -245,8 +245,8 @@ class Job:
             raise self._failure
         try:
             call = self._reader(args, kwargs)
-        except IPAdapterError as error:
-            self._fail(error)
+        except Exception as error:
+            self._fail(as_named(error, WHAT))
             return None
         if self._pass is not None:
             self._pass.note(call.fraction)

@@ -70,11 +70,14 @@ def test_each_stage_stops_the_job_before_the_first_step(prompting: Prompting, st
     assert ("memory" if kind == "out of memory" else "told to fail") in sentence
 
 
+@pytest.mark.parametrize("kind", ["foreseen", "unforeseen"])
 @pytest.mark.parametrize("stage", WHILE_SAMPLING)
-def test_what_fails_in_a_callback_is_raised_by_the_unet(prompting: Prompting, stage: str) -> None:
-    make, status = ERRORS["foreseen"]
+def test_what_fails_in_a_callback_is_raised_by_the_unet(prompting: Prompting, stage: str, kind: str) -> None:
+    make, status = ERRORS[kind]
     break_at(prompting, WHILE_SAMPLING[stage], make())
-    assert "told to fail" in prompting.refused(UNIT, status=status)
+    sentence = prompting.refused(UNIT, status=status)
+    assert "told to fail" in sentence
+    assert ("not foreseen" in sentence) == (kind == "unforeseen")
 
 
 @pytest.mark.parametrize("stage", BEFORE_SAMPLING)
