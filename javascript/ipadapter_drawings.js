@@ -55,7 +55,7 @@ const ipadapterDrawings = (() => {
                 if (isFree && place !== null) ipadapterPage.focusPlace(unit, place);
                 return;
             }
-            if (!isFree) place = ipadapterPage.focusedPlace(unit);
+            place = isFree ? null : ipadapterPage.focusedPlace(unit);
             await pause(30);
         }
     }
