@@ -59,7 +59,7 @@ class IPAdapterScript(scripts.Script):
             job = Job(p, request, services())
             job.announce()
         except Exception as error:
-            refuse(p, as_named(error, "Reading the request"))
+            refuse(p, afresh(as_named(error, "Starting the image prompt")))
             return
         setattr(p, JOB, job)
 
@@ -103,17 +103,20 @@ def job_of(p: Any) -> Job | None:
 def read_request(p: Any, args: tuple[Any, ...]) -> Request | IPAdapterError:
     """The units that the page or a program sent, with the XYZ plot's values in place; or what is wrong with them."""
     try:
-        request = parse_args(args, settings.max_units())
-        changes = xyz.values_of(p)
-        units = tuple(
-            replace(unit, **{field: value for (number, field), value in changes.items() if number == position})
-            for position, unit in enumerate(request.units, start=1)
-        )
-        request = replace(request, units=units)
-        _require_running(request, changes)
-        return request
+        return _plotted(parse_args(args, settings.max_units()), xyz.values_of(p))
     except Exception as error:
         return afresh(as_named(error, "Reading the IP-Adapter units"))
+
+
+def _plotted(request: Request, changes: dict[tuple[int, str], Any]) -> Request:
+    """The request with a plot's values in it. Raises: BadUnitError."""
+    units = tuple(
+        replace(unit, **{field: value for (number, field), value in changes.items() if number == position})
+        for position, unit in enumerate(request.units, start=1)
+    )
+    plotted = replace(request, units=units)
+    _require_running(plotted, changes)
+    return plotted
 
 
 def _require_running(request: Request, changes: dict[tuple[int, str], Any]) -> None:

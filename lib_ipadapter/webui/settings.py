@@ -6,6 +6,7 @@ answers with the default where the option is absent or unusable (an older config
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,6 @@ def _value(key: str) -> Any:
 
 def _number(key: str) -> float:
     value = _value(key)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return float(DEFAULTS[key])

@@ -182,6 +182,22 @@ def test_odd_arguments_get_a_sentence(prompting: Prompting, name: str) -> None:
     assert not [report for report in prompting.standin.reports if "Error running" in report]
 
 
+@pytest.mark.parametrize("name", ["services", "Job"])
+def test_a_job_that_cannot_even_be_made_stops_too(prompting: Prompting, name: str) -> None:
+    from lib_ipadapter.webui import script
+
+    plain = prompting.run().pixels
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, name, _raising)
+        assert "told to fail" in prompting.refused(UNIT, status=500)
+        assert prompting.run().pixels == plain
+    assert prompting.run(UNIT).pixels != plain
+
+
+def _raising(*_args: Any, **_kwargs: Any) -> Any:
+    raise RuntimeError("told to fail")
+
+
 def test_what_nobody_foresaw_about_arguments_stops_the_job_too(prompting: Prompting) -> None:
     from lib_ipadapter.webui import script
 

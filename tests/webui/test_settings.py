@@ -50,7 +50,10 @@ def test_readers_know_their_defaults_without_the_options(settings, tmp_path):
     assert settings.cache_bytes() > 0
 
 
-@pytest.mark.parametrize(("value", "units"), [(1, 1), (10, 10), (0, 1), (99, 10), ("four", 4), (None, 4), (True, 4)])
+ODD = [(0, 1), (99, 10), ("four", 4), (None, 4), (True, 4), (float("nan"), 4), (float("inf"), 4)]
+
+
+@pytest.mark.parametrize(("value", "units"), [(1, 1), (10, 10), *ODD])
 def test_the_number_of_units_is_one_to_ten_whatever_config_json_says(settings, value, units):
     set_option(settings.MAX_UNITS, value)
     assert settings.max_units() == units
