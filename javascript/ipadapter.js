@@ -11,6 +11,7 @@ const ipadapterPage = (() => {
     const KEY_CHARACTERS = 24;
     const MAX_FILE_BYTES = 128 * 1024 * 1024;
     let hovered = null;
+    let focused = null;
 
     function textArea(unit) {
         return unit.querySelector(".ipadapter-images textarea");
@@ -157,12 +158,20 @@ const ipadapterPage = (() => {
         return Array.from(unit.querySelectorAll(".ipadapter-tile:not(.ipadapter-going) .ipadapter-remove"));
     }
 
-    // Where in a unit's strip the keyboard is: the number of a picture, the class of another button, or null.
-    function focusedPlace(unit) {
-        const active = document.activeElement;
-        if (!active?.closest(".ipadapter-strip") || active.closest(UNIT) !== unit) return null;
-        const index = shownButtons(unit).indexOf(active);
-        return index >= 0 ? index : active.className;
+    // Where in a strip the keyboard is (the number of a picture, or another button's class), until the user goes
+    // elsewhere. A drawing that replaces the strip is no such going.
+    function onFocusIn(event) {
+        const unit = event.target.closest(".ipadapter-strip")?.closest(UNIT);
+        const index = unit ? shownButtons(unit).indexOf(event.target) : -1;
+        focused = unit ? {id: unit.id, place: index >= 0 ? index : event.target.className} : null;
+    }
+
+    function onPointerDown(event) {
+        if (!event.target.closest?.(".ipadapter-strip")) focused = null;
+    }
+
+    function restoreFocus(unit) {
+        if (focused?.id === unit.id && document.activeElement === document.body) focusPlace(unit, focused.place);
     }
 
     function focusPlace(unit, place) {
@@ -279,6 +288,8 @@ const ipadapterPage = (() => {
     document.addEventListener("dragend", onDragEnd, true);
     document.addEventListener("drop", onDrop, true);
     document.addEventListener("pointerover", onPointerOver, {passive: true});
+    document.addEventListener("pointerdown", onPointerDown, {capture: true, passive: true});
+    document.addEventListener("focusin", onFocusIn);
 
-    return {references, focusedPlace, focusPlace};
+    return {references, restoreFocus};
 })();

@@ -47,15 +47,12 @@ const ipadapterDrawings = (() => {
     // stays where it was in the strip that the drawing replaces.
     async function answer(id, turn) {
         const until = Date.now() + PATIENCE_MS;
-        let place = null;
         while (Date.now() < until) {
             const unit = document.getElementById(id);
-            const isFree = document.activeElement === document.body;
             if (unit?.querySelector(".ipadapter-strip")?.dataset.turn === turn) {
-                if (isFree && place !== null) ipadapterPage.focusPlace(unit, place);
+                ipadapterPage.restoreFocus(unit);
                 return;
             }
-            place = isFree ? null : ipadapterPage.focusedPlace(unit);
             await pause(30);
         }
     }
