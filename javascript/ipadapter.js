@@ -208,6 +208,13 @@ const ipadapterPage = (() => {
         return file.type.startsWith("image/");
     }
 
+    // The strip that the keyboard is in, also in the moment in which a drawing has replaced it.
+    function keyboardZone() {
+        const active = document.activeElement;
+        if (active && active !== document.body) return active.closest(DROP_ZONE);
+        return focused ? document.getElementById(focused.id)?.querySelector(DROP_ZONE) : null;
+    }
+
     function isTyping(element) {
         return Boolean(element?.matches("textarea, input, [contenteditable=true]"));
     }
@@ -216,8 +223,7 @@ const ipadapterPage = (() => {
         // Text goes where the user types, even where it brings pictures of itself (from Word, or a web page).
         if (isTyping(document.activeElement) && event.clipboardData?.types.includes("text/plain")) return;
         const files = Array.from(event.clipboardData?.files ?? []).filter(isPicture);
-        const focused = document.activeElement?.closest(DROP_ZONE);
-        const zone = focused ?? (hovered?.isConnected && hovered.offsetParent ? hovered : null);
+        const zone = keyboardZone() ?? (hovered?.isConnected && hovered.offsetParent ? hovered : null);
         if (!files.length || !zone) return;
         // The host pastes into the first free image field of the page unless this is the end of it.
         event.preventDefault();
