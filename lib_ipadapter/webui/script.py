@@ -14,6 +14,7 @@ from modules import scripts
 from ..library.errors import BadUnitError, IPAdapterError
 from ..session.failures import afresh, as_named
 from ..session.job import Job
+from ..session.wrapping import WrappedSample
 from ..units.unit import Request, parse_args
 from . import settings, xyz
 from .page import page_services
@@ -87,11 +88,10 @@ class IPAdapterScript(scripts.Script):
 def refuse(p: Any, error: IPAdapterError) -> None:
     """Let the sampling of `p` raise, the one place from which the hosts let an error through."""
 
-    def sample(*_args: Any, **_kwargs: Any) -> None:
-        del p.sample
+    def sampling(*_args: Any) -> None:
         raise error from None
 
-    p.sample = sample
+    p.sample = WrappedSample(p, sampling)
 
 
 def job_of(p: Any) -> Job | None:
