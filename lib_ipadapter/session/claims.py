@@ -37,7 +37,11 @@ class Claims:
         self.retract(p)
         for one in prepared:
             choice = one.choice
-            ran = {"file": choice.name, "hash": choice.fingerprint[:10], "encoder": choice.encoder.name}
+            ran = {"file": choice.name, "hash": choice.fingerprint[:10]}
+            if choice.encoder is not None:
+                ran["encoder"] = choice.encoder.name
+            if choice.pack is not None:
+                ran["faces"] = choice.pack.name
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:
@@ -60,3 +64,17 @@ class Claims:
         """Remove what another job of this object, or of the one it was copied from, has said."""
         self.retract(p)
         p.extra_generation_params.pop(WARNING_KEY, None)
+
+
+def idle_sentence(prepared: PreparedUnit, attached: bool) -> str:
+    """Why a unit that was ready did not act in any step."""
+    number, unit = prepared.number, prepared.unit
+    if not attached:
+        return (
+            f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
+            "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
+        )
+    return (
+        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
+        f"({unit.end:g}). Widen the range or use more steps."
+    )

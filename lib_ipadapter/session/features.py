@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -99,6 +99,14 @@ class EncoderPool:
             return self._run(encoder, view, pixel_tensor(to_squares(reference.picture(), view.side, view.framing)))
 
         return self._kept(key, encode)
+
+    def square(self, encoder: EncoderFile, view: View, content: Hashable, square: Image.Image) -> Tensor:
+        """Features of a square that was made elsewhere, as `reference` gives them; `content` stands for its pixels."""
+
+        def encode() -> Tensor:
+            return self._run(encoder, view, pixel_tensor(to_squares(square, view.side, view.framing)))
+
+        return self._kept(("square", content, encoder.fingerprint, view), encode)
 
     def negative(self, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]) -> Tensor:
         """Features `(1, ...)` that stand for "no picture": `official` zero pixels, a `black` picture, or `noise`.

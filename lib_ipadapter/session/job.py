@@ -12,15 +12,19 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from PIL import Image
+
 from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
-from .claims import Claims
+from .claims import Claims, idle_sentence
 from .failures import afresh, as_named
+from .faces import FacePool
 from .features import EncoderPool
 from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
 from .planning import plan_units
 from .prepare import PreparedUnit, prepare_unit
+from .scoring import IdentityScores, scores_for
 from .services import Services
 from .wrapping import WrappedSample
 
@@ -46,6 +50,7 @@ class Job:
         self._failure: IPAdapterError | None = None
         self._pass: PassAttachment | None = None
         self._plan: PassPlan | None = None
+        self._scores: IdentityScores | None = None
         self._reader = services.host.call_reader(p)
         self._passes = 0
         self._over = False
@@ -88,6 +93,8 @@ class Job:
         A wrapper that is there already is undone first: of an earlier job of `p` that was never sampled, or of the
         object that `p` was copied from, whose `sample` would sample that object.
         """
+        if self._scores is not None:
+            self._scores.begin_batch()
         p = self.p
         earlier = p.__dict__.get("sample")
         while isinstance(earlier, WrappedSample):
@@ -122,6 +129,20 @@ class Job:
 
         self._guarded(follow)
 
+    def after_picture(self, picture: Image.Image) -> None:
+        """Score a finished picture of the batch, where a unit asks for it."""
+        if self._scores is not None:
+            self.p.extra_generation_params.update(self._scores.add(picture))
+
+    def finish(self, processed: Any) -> None:
+        """Put every picture's score into the result's text and into what the API answers."""
+        if self._scores is None:
+            return
+        self.p.extra_generation_params.update(self._scores.values())
+        processed.comments = "".join(
+            [processed.comments or "", *(f"IP-Adapter: {sentence}\n" for sentence in self._scores.sentences())]
+        )
+
     def close(self) -> None:
         """Leave nothing behind; safe to call at any time and twice. A wrapper that others still hold does nothing."""
         self._over = True
@@ -129,6 +150,8 @@ class Job:
         if isinstance(own, WrappedSample):
             own.undo(self.p)
         self._detach()
+        if self._scores is not None:
+            self._scores.close()
 
     def _detach(self) -> None:
         if self._pass is not None:
@@ -193,17 +216,24 @@ class Job:
             return None
         prepared = self._prepare_units(active)
         self._claims.make(self.p, prepared)
+        if self._scores is None:  # this job's first batch
+            self._scores = scores_for(prepared, self._services, self._warn)
         return PassPlan(tuple(prepared)) if prepared else None
 
     def _prepare_units(self, active: list[Any]) -> list[PreparedUnit]:
         services, store = self._services, self._services.store()
         prepared: list[PreparedUnit] = []
-        with EncoderPool(services.host, services.cache) as pool:
+        host, cache = services.host, services.cache
+        with EncoderPool(host, cache) as pool, FacePool(host, cache) as faces:
             for number, unit, choice in plan_units(self.p, active, services, self._failed_unit):
                 try:
-                    prepared.append(prepare_unit(number, unit, choice, pool=pool, store=store, cache=services.cache))
+                    one = prepare_unit(number, unit, choice, pool=pool, faces=faces, store=store, cache=cache)
                 except Exception as error:
                     self._failed_unit(number, as_named(error, "The unit"))
+                    continue
+                prepared.append(one)
+                for note in one.notes:
+                    self._warn(f"Unit {number}, {note}")
         return prepared
 
     def _failed_unit(self, number: int, error: IPAdapterError) -> None:
@@ -229,7 +259,7 @@ class Job:
         self._claims.retract(self.p, keep=plan.acted)
         for unit in plan.units:
             if unit.number not in plan.acted and not interrupted:
-                self._warn(_idle(unit, unit.number in plan.attached))
+                self._warn(idle_sentence(unit, unit.number in plan.attached))
 
     # -- shared
 
@@ -290,17 +320,3 @@ class Job:
 
     def _warn(self, sentence: str) -> None:
         self._claims.warn(self.p, sentence)
-
-
-def _idle(prepared: PreparedUnit, attached: bool) -> str:
-    """Why a unit that was ready did not act in any step."""
-    number, unit = prepared.number, prepared.unit
-    if not attached:
-        return (
-            f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
-            "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
-        )
-    return (
-        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
-        f"({unit.end:g}). Widen the range or use more steps."
-    )

@@ -9,44 +9,65 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..library.errors import AdapterFileError, AdapterNotFoundError, EncoderNotFoundError, WrongBaseError
+from ..library.errors import (
+    AdapterFileError,
+    AdapterNotFoundError,
+    EncoderNotFoundError,
+    FacePackError,
+    WrongBaseError,
+)
+from ..library.face_packs import FacePack, find_face_pack, list_face_packs
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
 from ..library.spec import AdapterSpec, FileReport, base_title
 from .features import EncoderFile
+from .preferences import FACE_FEATURES, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
 
 AUTO = "auto"
-PICTURE_FEATURES = ("pooled", "hidden")
-"""Adapters fed by CLIP alone; those fed by a face need an analysis of the face first."""
-
-# For each intent the kinds and variants that serve it best, first to last; what is not named comes after them.
-_PREFERENCE: dict[str, tuple[str, ...]] = {
-    "image": ("plus", "base"),
-    "style": ("plus", "base"),
-    "composition": ("composition", "plus", "base"),
-    "style_composition": ("plus", "base"),
-}
-# Made for faces: never chosen for a picture while anything else is there.
-_LAST = ("plus-face", "full-face")
+FACE_PACKS = ("buffalo_l", "antelopev2")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The adapter and the encoder that a unit uses. `fingerprint` changes when the adapter's bytes do."""
+    """The adapter that a unit uses, and what feeds it: a vision encoder, a face pack, or both for FaceID-Plus.
+
+    `fingerprint` changes when the adapter's bytes do.
+    """
 
     name: str
     path: Path
     spec: AdapterSpec
     fingerprint: str
-    encoder: EncoderFile
+    encoder: EncoderFile | None = None
+    pack: FacePack | None = None
+
+    def require_encoder(self) -> EncoderFile:
+        """The encoder of an adapter that has one."""
+        assert self.encoder is not None
+        return self.encoder
+
+    def require_pack(self) -> FacePack:
+        """The face pack of an adapter that has one."""
+        assert self.pack is not None
+        return self.pack
+
+    @property
+    def sources(self) -> str:
+        """What feeds the adapter, for people: the names of its encoder and its face pack."""
+        names = (self.encoder.name if self.encoder else "", self.pack.name if self.pack else "")
+        return " + ".join(name for name in names if name)
 
 
 class Models:
-    """Knows the files in `folders()`; scans when first asked and at `refresh`."""
+    """Knows the files in `folders()` and the face packs in `face_folders()`; scans when first asked and at `refresh`."""
 
-    def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
+    def __init__(
+        self, folders: Callable[[], Sequence[Path]], face_folders: Callable[[], Sequence[Path]] | None = None
+    ) -> None:
         self._folders = folders
+        self._face_folders = face_folders or folders
         self._lock = threading.Lock()
         self._index: FolderIndex | None = None
+        self._packs: dict[str, FacePack | FacePackError] = {}
         self._fingerprints: dict[tuple[Path, int, int], str] = {}
 
     def refresh(self) -> None:
@@ -55,25 +76,42 @@ class Models:
             if self._index is None:
                 self._index = FolderIndex(self._folders())
             self._index.refresh(self._folders())
+            self._packs.clear()
+
+    def face_pack(self, name: str) -> FacePack:
+        """The face pack of this name (buffalo_l, antelopev2), looked for once until the next refresh.
+
+        Raises: FacePackError.
+        """
+        with self._lock:
+            if name not in self._packs:
+                try:
+                    self._packs[name] = find_face_pack(self._face_folders(), name)
+                except FacePackError as error:
+                    self._packs[name] = FacePackError(str(error))
+            found = self._packs[name]
+        if isinstance(found, FacePackError):
+            raise FacePackError(str(found))
+        return found
 
     def adapter_names(self, base: str) -> list[tuple[str, str]]:
-        """(name, label) of every picture adapter for `base`, of every supported one when it is empty."""
-        files = [file for file in self._listing().adapters(base or None) if _takes_pictures(file.report)]
+        """(name, label) of every adapter for `base`, of every supported one when it is empty."""
+        files = [file for file in self._listing().adapters(base or None) if runs(file.report)]
         times = Counter(file.name for file in files)
         names = [file.name if times[file.name] == 1 else f"{file.folder.name}/{file.name}" for file in files]
         return [(name, f"{file.stem} ({_label(file.report)})") for name, file in zip(names, files, strict=True)]
 
     def choose(self, adapter: str, intent: str, bases: Sequence[str]) -> Choice:
-        """The adapter called `adapter`, or the best one for `intent`, and its encoder.
+        """The adapter called `adapter`, or the best one for `intent`, with its encoder and face pack.
 
         `bases` are those of the job's checkpoints, the loaded one first.
 
-        Raises: AdapterNotFoundError, AdapterFileError, WrongBaseError, EncoderNotFoundError.
+        Raises: AdapterNotFoundError, AdapterFileError, WrongBaseError, EncoderNotFoundError, FacePackError.
         """
         if adapter.strip().lower() == AUTO:
             return self._best(intent, bases)
         file = self._listing().find(adapter)
-        spec = _usable(file)
+        spec = usable(file)
         if spec.base not in bases:
             fitting = ", ".join(name for base in bases for name, _ in self.adapter_names(base)) or "none is installed"
             raise WrongBaseError(
@@ -81,7 +119,7 @@ class Models:
                 f"{' and '.join(map(base_title, bases))}. Adapters "
                 f"that fit it: {fitting}."
             )
-        return self._with_encoder(file, spec)
+        return self._fed(file, spec)
 
     def describe(self) -> dict[str, Any]:
         """Every file and what it is, the folders searched, and what could not be read; JSON values only."""
@@ -92,48 +130,62 @@ class Models:
             "missing": [str(folder) for folder in listing.missing],
             "problems": list(listing.problems),
             "files": [_described(file) for file in listing.files],
+            "face_packs": list_face_packs(self._face_folders()),
         }
 
     def _best(self, intent: str, bases: Sequence[str]) -> Choice:
         fitting = [
             file
             for base in bases
-            for file in sorted(self._listing().adapters(base), key=lambda file: _rank(file, intent))
-            if _takes_pictures(file.report)
+            for file in sorted(self._listing().adapters(base), key=lambda file: rank(file, intent))
+            if serves(file.report, intent)
         ]
-        failure: EncoderNotFoundError | None = None
-        for file in fitting:
+        # Where there is a FaceID adapter, one that knows nothing of identity is no substitute for it.
+        identity = [file for file in fitting if knows_identity(file.report)]
+        failure: EncoderNotFoundError | FacePackError | None = None
+        for file in identity or fitting:
             try:
-                return self._with_encoder(file, _usable(file))
-            except EncoderNotFoundError as error:
+                return self._fed(file, usable(file))
+            except (EncoderNotFoundError, FacePackError) as error:
                 failure = failure or error
         if failure is not None:
             raise failure
+        what = "a face" if intent == "face" else "pictures"
         raise AdapterNotFoundError(
-            f"There is no adapter for {' or '.join(map(base_title, bases))} in {self._listing().searched()}. Put one "
-            f"into models/ipadapter (the README names the files) and refresh the list.{_unreadable(self._listing())}"
+            f"There is no adapter for {what} and {' or '.join(map(base_title, bases))} in "
+            f"{self._listing().searched()}. Put one into models/ipadapter (the README names the files) and refresh the "
+            f"list.{_unreadable(self._listing())}"
         )
 
-    def _with_encoder(self, file: FoundFile, spec: AdapterSpec) -> Choice:
-        width = spec.projector.input_dim
+    def _fed(self, file: FoundFile, spec: AdapterSpec) -> Choice:
+        """The choice of this file, with what feeds it. Raises: EncoderNotFoundError, FacePackError."""
+        pack = encoder = None
+        if spec.feature in FACE_FEATURES:
+            pack = self.face_pack(next(name for name in spec.encoders if name in FACE_PACKS))
+        if spec.feature in (*PICTURE_FEATURES, "face_hidden"):
+            encoder = self._encoder(file, spec)
+        return Choice(file.name, file.path, spec, self._fingerprint(file.path), encoder, pack)
+
+    def _encoder(self, file: FoundFile, spec: AdapterSpec) -> EncoderFile:
         listing = self._listing()
-        name = spec.encoders[0] if spec.encoders else ""
-        if spec.feature == "pooled":
-            found = find_encoders(listing, projected_dim=width, feature="pooled", name=name)
+        width = spec.projector.hidden_dim if spec.feature == "face_hidden" else spec.projector.input_dim
+        name = next((name for name in spec.encoders if name not in FACE_PACKS), "")
+        feature = "pooled" if spec.feature == "pooled" else "hidden"
+        if feature == "pooled":
+            found = find_encoders(listing, projected_dim=width, feature=feature, name=name)
         else:
-            found = find_encoders(listing, hidden_dim=width, feature="hidden", name=name)
+            found = find_encoders(listing, hidden_dim=width, feature=feature, name=name)
         if spec.projector.family == "full_face":
             found = tuple(file for file in found if _positions(file) == spec.tokens)
         if not found:
             wanted = _ENCODER_TITLES.get(name, "CLIP vision")
             raise EncoderNotFoundError(
-                f"{file.name} needs a {wanted} encoder with {width}-wide {spec.feature} features, and there is none in "
+                f"{file.name} needs a {wanted} encoder with {width}-wide {feature} features, and there is none in "
                 f"{listing.searched()}. Put one into models/ipadapter or models/clip_vision.{_unreadable(listing)}"
             )
         best, described = found[0], found[0].report.vision_encoder
         assert described is not None
-        encoder = EncoderFile(best.stem, best.path, described, self._fingerprint(best.path))
-        return Choice(file.name, file.path, spec, self._fingerprint(file.path), encoder)
+        return EncoderFile(best.stem, best.path, described, self._fingerprint(best.path))
 
     def _fingerprint(self, path: Path) -> str:
         status = path.stat()
@@ -162,33 +214,6 @@ def _unreadable(listing: Listing) -> str:
 
 def _positions(file: FoundFile) -> int:
     return file.report.vision_encoder.positions if file.report.vision_encoder is not None else 0
-
-
-def _takes_pictures(report: FileReport) -> bool:
-    return report.adapter is not None and report.adapter.feature in PICTURE_FEATURES
-
-
-def _usable(file: FoundFile) -> AdapterSpec:
-    """The file's description, if it is an adapter that pictures can be put into."""
-    report = file.report
-    if report.adapter is None:
-        raise AdapterFileError(f"{file.name} cannot be used as an adapter. {report.message}")
-    if report.adapter.feature not in PICTURE_FEATURES:
-        raise AdapterFileError(
-            f"{file.name} is a {report.kind} adapter, which needs a face analysis that this version does not have. "
-            "Choose a base, plus or full-face adapter."
-        )
-    return report.adapter
-
-
-def _rank(file: FoundFile, intent: str) -> tuple[bool, int, str]:
-    """Sort key: the intent's preferred variants first, face variants last, names for the rest."""
-    report = file.report
-    order = _PREFERENCE.get(intent, _PREFERENCE["image"])
-    place = next((n for n, wanted in enumerate(order) if wanted in (report.variant, report.kind)), len(order))
-    # The composition variant answers to the kind "plus" too, and is not what other intents mean by it.
-    astray = report.variant == "composition" and intent != "composition"
-    return (report.variant in _LAST or astray, place, file.name.lower())
 
 
 def _label(report: FileReport) -> str:

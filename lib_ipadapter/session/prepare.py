@@ -11,18 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
-
 from ..core.adapter import LayerKV, load_adapter
-from ..core.embeds import pair_tokens
 from ..core.schedule import Window
 from ..encoders.squares import Framing
 from ..library.errors import BadImageError
 from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
-from .features import EncoderPool, Reference, View, as_features, require_finite
+from .faces import FacePool
+from .features import EncoderPool, Reference, View, require_finite
 from .models import Choice
+from .tokens import combination, face_tokens, picture_tokens
 
 logger = logging.getLogger("ipadapter")
 
@@ -32,7 +31,10 @@ LARGE_SIDE = 448
 
 @dataclass(frozen=True)
 class PreparedUnit:
-    """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures."""
+    """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
+
+    `notes` are sentences about the pictures that the user should see with the result.
+    """
 
     number: int
     unit: Unit
@@ -40,40 +42,74 @@ class PreparedUnit:
     digests: tuple[str, ...]
     window: Window
     kv: LayerKV = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         return f"Unit {self.number}"
 
 
+@dataclass(frozen=True)
+class _Projected:
+    """What is kept of a prepared unit between jobs."""
+
+    kv: LayerKV
+    notes: tuple[str, ...]
+
+
 def prepare_unit(
-    number: int, unit: Unit, choice: Choice, *, pool: EncoderPool, store: ImageStore, cache: ResultCache
+    number: int,
+    unit: Unit,
+    choice: Choice,
+    *,
+    pool: EncoderPool,
+    faces: FacePool,
+    store: ImageStore,
+    cache: ResultCache,
 ) -> PreparedUnit:
     """Read, encode and project one unit, or take the results from the cache.
 
     Raises: IPAdapterError for whatever is missing, damaged or does not fit.
     """
-    started, encoded = time.perf_counter(), pool.encoded
+    started, encoded, analysed = time.perf_counter(), pool.encoded, faces.analysed
     references = read_references(unit, store)
     digests = tuple(reference.digest for reference in references)
     # What a file is may depend on its name (448 px), which its bytes' fingerprint does not know: the view says it.
     view = choice_view(choice, unit.crop)
-    files = (choice.fingerprint, choice.spec.kind, choice.encoder.fingerprint, view)
-    key = ("kv", *files, digests, unit.combine, unit.uncond, pool.dtype, pool.device.type)
-    kv = cache.get(key, dict)
-    cached = kv is not None
-    if kv is None:
-        kv = _keys_and_values(unit, choice, view, references, pool)
-        cache.put(key, kv, sum(k.nbytes + v.nbytes for k, v in kv.values()))
-    kv = cast("LayerKV", kv)
-    count = pool.encoded - encoded
-    spent = "cached" if cached else f"{count} square{'' if count == 1 else 's'} encoded"
+    key = ("kv", *_files(choice), view, digests, *_settings(unit, choice), pool.dtype, pool.device.type)
+    projected = cache.get(key, _Projected)
+    cached = projected is not None
+    if projected is None:
+        projected = _project(unit, choice, view, references, pool, faces)
+        cache.put(key, projected, sum(k.nbytes + v.nbytes for k, v in projected.kv.values()))
+    kv = projected.kv
     logger.info(
-        "unit %d: %s, encoder %s, %d tokens, %d layers, %s, %.0f ms",
-        number, choice.name, choice.encoder.name, next(iter(kv.values()))[0].shape[1], len(kv), spent,
+        "unit %d: %s, %s, %d tokens, %d layers, %s, %.0f ms",
+        number, choice.name, choice.sources, next(iter(kv.values()))[0].shape[1], len(kv),
+        "cached" if cached else _work(pool.encoded - encoded, faces.analysed - analysed),
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
-    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv)
+    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv, projected.notes)
+
+
+def _files(choice: Choice) -> tuple[str, ...]:
+    """What stands for the contents of the chosen files."""
+    encoder = choice.encoder.fingerprint if choice.encoder is not None else ""
+    pack = choice.pack.fingerprint if choice.pack is not None else ""
+    return (choice.fingerprint, choice.spec.kind, encoder, pack)
+
+
+def _settings(unit: Unit, choice: Choice) -> tuple[object, ...]:
+    """The unit's fields that change its tokens."""
+    face = (unit.face, unit.s_scale) if choice.pack is not None else ()
+    return (combination(unit, choice.spec), unit.uncond, *face)
+
+
+def _work(squares: int, pictures: int) -> str:
+    """What had to be computed, in words."""
+    done = [f"{n} {what}{'' if n == 1 else 's'} {how}" for n, what, how in
+            ((pictures, "picture", "analysed"), (squares, "square", "encoded")) if n]  # fmt: skip
+    return ", ".join(done) or "projected anew"
 
 
 def read_references(unit: Unit, store: ImageStore) -> list[Reference]:
@@ -89,26 +125,33 @@ def read_references(unit: Unit, store: ImageStore) -> list[Reference]:
     return references
 
 
-def _keys_and_values(
-    unit: Unit, choice: Choice, view: View, references: Sequence[Reference], pool: EncoderPool
-) -> LayerKV:
+def _project(
+    unit: Unit,
+    choice: Choice,
+    view: View | None,
+    references: Sequence[Reference],
+    pool: EncoderPool,
+    faces: FacePool,
+) -> _Projected:
     adapter = load_adapter(choice.spec, choice.path, device=pool.device)
-    features = torch.cat([pool.reference(choice.encoder, view, reference) for reference in references])
-    cond = adapter.project(as_features(view, features))
-    if unit.uncond == "zeros":
-        uncond = None
-    elif unit.uncond == "official" and view.feature == "pooled":
-        # A zero embedding, which needs no encoder (tencent-ailab/IP-Adapter, IPAdapter.get_image_embeds).
-        uncond = adapter.project(adapter.zero_features(1))
+    if choice.pack is not None:
+        seen = face_tokens(adapter, unit, choice, view, references, pool, faces)
     else:
-        uncond = adapter.project(as_features(view, pool.negative(choice.encoder, view, unit.uncond, references)))
-    tokens = pair_tokens(cond, uncond, unit.combine)  # type: ignore[arg-type]
-    kv = {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(tokens, dtype=pool.dtype).items()}
+        assert view is not None
+        seen = picture_tokens(adapter, unit, choice, view, references, pool)
+    kv = {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(seen.tokens, dtype=pool.dtype).items()}
     require_finite(f"The adapter {choice.name}", pool.dtype, *(tensor for pair in kv.values() for tensor in pair))
-    return kv
+    return _Projected(kv, seen.notes)
 
 
-def choice_view(choice: Choice, crop: str) -> View:
-    """How a chosen adapter looks at a picture through its encoder."""
+def choice_view(choice: Choice, crop: str) -> View | None:
+    """How a chosen adapter looks at a picture through its encoder; None for one that has no encoder.
+
+    FaceID-Plus sees the aligned face, which is a square already.
+    """
+    if choice.encoder is None:
+        return None
     side = LARGE_SIDE if choice.spec.image_size == LARGE_SIDE else choice.encoder.spec.image_size
+    if choice.pack is not None:
+        return View("hidden", side, "stretch")
     return View(choice.spec.feature, side, cast("Framing", crop))

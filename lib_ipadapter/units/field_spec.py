@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from ..library.errors import BadUnitError
+from .face_choice import FACE_FORMS, parse_face_choices, write_face_choices
 
-Kind = Literal["bool", "number", "choice", "text", "images", "adapter"]
+Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face"]
 Value = bool | float | str | tuple[str, ...]
 T_co = TypeVar("T_co", bound=Value, covariant=True)
 
@@ -58,6 +59,7 @@ class FieldSpec(Generic[T_co]):
         return {
             "bool": "true or false",
             "text": f"a line of text of at most {MAX_TEXT} characters",
+            "face": f"{FACE_FORMS}, one for all pictures or one for each, separated by semicolons",
             "adapter": f"'auto' or a file name of at most {MAX_TEXT} characters",
             "images": f"a list of at most {self.maximum or 0:g} pictures, each a string",
         }[self.kind]
@@ -142,6 +144,16 @@ def _read_text(spec: FieldSpec[Value], value: object) -> str:
     return text or cast(str, spec.default)
 
 
+def _read_face(spec: FieldSpec[Value], value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    text = _read_text(spec, value)
+    try:
+        return write_face_choices(parse_face_choices(text))
+    except ValueError as error:
+        raise spec.refuse(value, f" {error}") from error
+
+
 def _read_images(spec: FieldSpec[Value], value: object) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -188,5 +200,6 @@ _READERS = {
     "choice": _read_choice,
     "text": _read_text,
     "adapter": _read_text,
+    "face": _read_face,
     "images": _read_images,
 }

@@ -22,12 +22,13 @@ INTENT: FieldSpec[str] = FieldSpec(
     kind="choice",
     default="image",
     help="What the reference governs: the whole image, only its style (colours, medium, mood), only its composition "
-    "(what stands where), or style and composition without the subject.",
+    "(what stands where), style and composition without the subject, or who the person is (a photo of a face).",
     choices=(
         ("image", "Image"),
         ("style", "Style"),
         ("composition", "Composition"),
         ("style_composition", "Style + composition"),
+        ("face", "Face"),
     ),
 )
 NO_IMAGES: tuple[str, ...] = ()
@@ -43,9 +44,11 @@ COMBINE: FieldSpec[str] = FieldSpec(
     name="combine",
     label="Combine",
     kind="choice",
-    default="concat",
-    help="How several references act together: concat lets the image attend to each, average blends them into one.",
-    choices=(("concat", "Concatenate"), ("average", "Average")),
+    default="auto",
+    help="How several references act together: concat lets the image attend to each, mean blends what was seen in them "
+    "(of faces, the normalised mean), average blends the adapter's tokens, and auto is mean for photos of a person but "
+    "concat for portrait adapters and everything else.",
+    choices=(("auto", "Auto"), ("concat", "Concatenate"), ("mean", "Mean"), ("average", "Average of tokens")),
 )
 ADAPTER: FieldSpec[str] = FieldSpec(
     name="adapter",
@@ -105,6 +108,48 @@ CROP: FieldSpec[str] = FieldSpec(
     choices=(("centre", "Centre"), ("pad", "Pad"), ("stretch", "Stretch"), ("tiles", "Tiles")),
 )
 
+# The page's click writes "@x,y"; a list gives each picture its own.
+FACE: FieldSpec[str] = FieldSpec(
+    name="face",
+    label="Which face",
+    kind="face",
+    default="largest",
+    help="Which face of a photo counts: largest, best (the surest detection), a number from left to right, or @x,y, a "
+    "point in it as fractions of width and height (a click on the preview writes that); one for all photos, or one for "
+    "each, separated by semicolons.",
+)
+LORA: FieldSpec[float] = FieldSpec(
+    name="lora",
+    label="FaceID LoRA",
+    kind="number",
+    default=0.6,
+    help="Strength of the LoRA that belongs to a FaceID adapter and is applied with it, without a tag in the prompt; 0 "
+    "leaves it off.",
+    minimum=0.0,
+    maximum=2.0,
+    step=0.05,
+)
+S_SCALE: FieldSpec[float] = FieldSpec(
+    name="s_scale",
+    label="Face shape (Plus v2)",
+    kind="number",
+    default=1.0,
+    help="How much FaceID Plus v2 takes from CLIP's view of the aligned face (shape, expression) beside the identity; "
+    "other adapters have no such scale.",
+    minimum=-1.0,
+    maximum=5.0,
+    step=0.05,
+)
+SCORE: FieldSpec[bool] = FieldSpec(
+    name="score",
+    label="Identity score",
+    kind="bool",
+    default=False,
+    help="After generation, find the faces in each result and write the cosine between them and the reference's face "
+    "into its infotext; the best of a batch is named under the result.",
+    axis=False,
+)
+
 FIELDS: tuple[FieldSpec[Value], ...] = (
     ENABLED,
     INTENT,
@@ -116,5 +161,9 @@ FIELDS: tuple[FieldSpec[Value], ...] = (
     END,
     UNCOND,
     CROP,
+    FACE,
+    LORA,
+    S_SCALE,
+    SCORE,
 )
 FIELDS_BY_NAME: dict[str, FieldSpec[Value]] = {spec.name: spec for spec in FIELDS}

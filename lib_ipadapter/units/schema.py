@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .face_choice import FACE_PATTERN
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
 
@@ -77,4 +78,6 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
         form.update(type="array", items={"type": "string", "minLength": 1}, maxItems=int(spec.maximum or 0))
     else:
         form.update(type="string", maxLength=MAX_TEXT)
+        if spec.kind == "face":
+            form["pattern"] = FACE_PATTERN
     return form

@@ -18,10 +18,14 @@ from .fields import (
     CROP,
     ENABLED,
     END,
+    FACE,
     FIELDS,
     FIELDS_BY_NAME,
     IMAGES,
     INTENT,
+    LORA,
+    S_SCALE,
+    SCORE,
     START,
     UNCOND,
     WEIGHT,
@@ -43,6 +47,12 @@ OTHER_NAMES = {
     "combine_embeds": "combine",
     "weight_type": "intent",
     "negative": "uncond",
+    "face_index": "face",
+    "lora_weight": "lora",
+    "lora_strength": "lora",
+    "shortcut_scale": "s_scale",
+    "weight_v2": "s_scale",
+    "identity_score": "score",
 }
 
 
@@ -64,6 +74,10 @@ class Unit:
     end: float = END.default
     uncond: str = UNCOND.default
     crop: str = CROP.default
+    face: str = FACE.default
+    lora: float = LORA.default
+    s_scale: float = S_SCALE.default
+    score: bool = SCORE.default
 
     def __post_init__(self) -> None:
         for spec in FIELDS:

@@ -19,7 +19,7 @@ def _lasting() -> Services:
     host = current_host()
     return Services(
         host=host,
-        models=Models(lambda: host.folders(_user_folders())),
+        models=Models(lambda: host.folders(_user_folders()), lambda: host.face_folders(_user_folders())),
         cache=ResultCache(settings.cache_bytes()),
         store=image_store,
         stop_on_failure=settings.stop_on_failure,

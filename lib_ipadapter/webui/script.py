@@ -79,9 +79,15 @@ class IPAdapterScript(scripts.Script):
         if job is not None:
             job.before_sampling()
 
+    def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
+        job = job_of(p)
+        if job is not None:
+            job.after_picture(pp.image)
+
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         job = job_of(p)
         if job is not None:
+            job.finish(processed)
             job.close()
 
 

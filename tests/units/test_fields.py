@@ -74,6 +74,11 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("images", "data:image/png;base64,AAAA\nBBBB\nsha256:c", ("data:image/png;base64,AAAABBBB", "sha256:c")),
         ("images", f"{'A' * 76}\n{'B' * 10}", ("A" * 76 + "B" * 10,)),
         ("images", f"{'A' * 100}\n{'B' * 100}", ("A" * 100, "B" * 100)),
+        ("face", "", "largest"),
+        ("face", 2, "2"),
+        ("face", " Best ", "best"),
+        ("face", "@.5, 0.25", "@0.5,0.25"),
+        ("face", "largest;;3 ; @0,1", "largest; largest; 3; @0,1"),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, given: object, expected: object) -> None:
@@ -98,7 +103,7 @@ def test_values_arrive_in_many_forms(name: str, given: object, expected: object)
         ("weight", [1]),
         ("start", -0.01),
         ("end", 1.01),
-        ("intent", "face"),
+        ("intent", "faces"),
         ("intent", 0),
         ("intent", None),
         ("adapter", 3),
@@ -114,6 +119,15 @@ def test_values_arrive_in_many_forms(name: str, given: object, expected: object)
         ("images", "[1, 2"),
         ("images", "[" * 100_000),
         ("images", ["a"] * 65),
+        ("face", "smallest"),
+        ("face", 0),
+        ("face", True),
+        ("face", "1001"),
+        ("face", "@0.5"),
+        ("face", "@1.5,0"),
+        ("face", "@nan,0"),
+        ("face", "1,2"),
+        ("face", "²"),
     ],
 )
 def test_what_is_not_accepted_is_named(name: str, given: object) -> None:

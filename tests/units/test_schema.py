@@ -17,11 +17,18 @@ GOOD = [
     {},
     {"images": ["a"], "weight": -1, "start": 0.5, "end": 0.5},
     {"enabled": False, "intent": "style", "combine": "average", "adapter": "x.bin", "uncond": "noise", "crop": "pad"},
+    {"intent": "face", "face": "largest; 2;; @0.31, 1", "lora": 0, "s_scale": 2.5, "score": True},
+    {"face": "1000"},
 ]
 BAD = [
     {"weight": 4},
     {"weight": [1]},
-    {"intent": "face"},
+    {"intent": "faces"},
+    {"face": "smallest"},
+    {"face": "0"},
+    {"face": "@0.5"},
+    {"face": "@1.5,0"},
+    {"face": "largest 2"},
     {"images": [""]},
     {"images": ["a"] * 65},
     {"enabled": 7},
@@ -35,7 +42,7 @@ def test_the_schema_is_json_and_states_each_default() -> None:
     assert form["additionalProperties"] is False
     assert {name: entry["default"] for name, entry in form["properties"].items()} == Unit().to_dict()
     assert form["properties"]["weight"]["minimum"] == -1
-    assert form["properties"]["intent"]["enum"] == ["image", "style", "composition", "style_composition"]
+    assert form["properties"]["intent"]["enum"] == ["image", "style", "composition", "style_composition", "face"]
 
 
 @pytest.mark.parametrize("unit", GOOD + BAD, ids=str)
@@ -50,13 +57,13 @@ def test_the_schema_and_the_unit_accept_the_same(unit: dict[str, object]) -> Non
 
 
 def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
-    assert [axis.field for axis in axes()] == [spec.name for spec in FIELDS if spec.name != "enabled"]
+    assert [axis.field for axis in axes()] == [spec.name for spec in FIELDS if spec.name not in ("enabled", "score")]
     for axis in axes():
         spec = FIELDS_BY_NAME[axis.field]
         assert axis.label == spec.label
-        for cell in axis.choices or ("0.5",):
+        for cell in axis.choices or ("best" if axis.field == "face" else "0.5",):
             assert spec.parse(axis.type(cell)) is not None
-    assert {axis.field for axis in axes() if axis.type is float} == {"weight", "start", "end"}
+    assert {axis.field for axis in axes() if axis.type is float} == {"weight", "start", "end", "lora", "s_scale"}
 
 
 def test_the_table_is_well_formed_markdown() -> None:

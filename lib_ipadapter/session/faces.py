@@ -1,0 +1,155 @@
+"""References to faces: which are in a picture, which one counts, its embedding and its aligned crop; kept by content.
+
+`session.tokens` reads a unit's photos through one `FacePool` per job; the page, the API and the identity score have
+pools of their own over the same cache.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..encoders.face_alignment import align_face
+from ..encoders.face_engine import load_face_engine
+from ..encoders.face_search import choose_face, face_warnings, find_faces
+from ..encoders.faces import Face, FaceEngine
+from ..hosts.base import Host
+from ..library.face_packs import FacePack
+from ..units.face_choice import FaceChoice
+from .cache import ResultCache
+from .features import Reference
+
+CROP_SIDE = 224
+"""Side of the aligned crop that CLIP sees (tencent-ailab/IP-Adapter wiki, IP-Adapter-Face: norm_crop, 224)."""
+
+MISFIT_COSINE = 0.3
+"""Below this two photos are hardly of one person: pairs of one person lie above 0.4 in most of ArcFace's test sets."""
+
+
+@dataclass(frozen=True)
+class FaceReading:
+    """The face of one picture that counts.
+
+    `embedding` (512,) is raw, float32 on the CPU; `crop` the aligned RGB square; `faces` all that were found, largest
+    first, with `face` among them; `warnings` say what may make it a poor reference.
+    """
+
+    face: Face
+    faces: tuple[Face, ...]
+    embedding: Tensor = field(repr=False)
+    crop: Image.Image = field(repr=False)
+    warnings: tuple[str, ...] = ()
+
+
+class FacePool:
+    """Analyses pictures with whatever pack each unit needs, holding one engine at a time.
+
+    `analysed` counts the pictures that really went through an engine.
+    """
+
+    def __init__(self, host: Host, cache: ResultCache) -> None:
+        self._host = host
+        self._cache = cache
+        self._loaded: tuple[str, FaceEngine] | None = None
+        self.analysed = 0
+
+    def __enter__(self) -> FacePool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Drop the engine; its sessions hold the models' weights."""
+        if self._loaded is not None:
+            self._loaded = None
+            gc.collect()
+
+    def faces(self, pack: FacePack, reference: Reference) -> tuple[Face, ...]:
+        """Every face of a picture, largest first; empty where there is none. Raises: IPAdapterError."""
+
+        def find() -> tuple[tuple[Face, ...], int]:
+            self.analysed += 1
+            found = find_faces(self._engine(pack), _pixels(reference.picture()))
+            return found, 200 * len(found) + 100
+
+        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint), tuple, find)
+
+    def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
+        """The chosen face of a picture. Raises: NoFaceError naming the picture; IPAdapterError."""
+        faces = self.faces(pack, reference)
+
+        def analyse() -> tuple[FaceReading, int]:
+            picture = reference.picture()
+            pixels = _pixels(picture)
+            face = choose_face(
+                faces, choice.how, index=choice.index, point=choice.point, size=picture.size, name=reference.name
+            )
+            embedding = torch.from_numpy(self._engine(pack).embed(pixels, face)).float()
+            crop = Image.fromarray(align_face(pixels, face, CROP_SIDE))
+            reading = FaceReading(face, faces, embedding, crop, face_warnings(pixels, face))
+            return reading, embedding.nbytes + 3 * CROP_SIDE**2
+
+        key = ("face", reference.digest, pack.fingerprint, str(choice))
+        reading = self._cache.get_or_make(key, FaceReading, analyse)
+        return replace(reading, warnings=tuple(f"{reference.name}: {warning}" for warning in reading.warnings))
+
+    def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
+        """The raw embeddings (n, 512) of every face in a picture that is no reference; not kept."""
+        pixels, engine = _pixels(picture), self._engine(pack)
+        rows = [torch.from_numpy(engine.embed(pixels, face)).float() for face in find_faces(engine, pixels)]
+        return torch.stack(rows) if rows else torch.empty(0, 512)
+
+    def _engine(self, pack: FacePack) -> FaceEngine:
+        if self._loaded is not None and self._loaded[0] == pack.fingerprint:
+            return self._loaded[1]
+        self.release()
+        engine = load_face_engine(pack.detector, pack.recogniser, cuda=self._host.device().type == "cuda")
+        self._loaded = (pack.fingerprint, engine)
+        return engine
+
+
+def mean_embedding(embeddings: Tensor) -> Tensor:
+    """The normalised mean of raw embeddings, (n, 512) -> (1, 512), as long as they are on average.
+
+    Each photo counts the same, however long its embedding is; what wants unit length normalises the result.
+    """
+    direction = normalize(normalize(embeddings, dim=1).mean(dim=0, keepdim=True), dim=1)
+    return direction * embeddings.norm(dim=1).mean()
+
+
+def misfits(embeddings: Tensor, names: Sequence[str]) -> list[str]:
+    """A sentence for every photo whose face is unlike the mean of the others' (n, 512)."""
+    if len(names) < 2:
+        return []
+    units = normalize(embeddings, dim=1)
+    sentences: list[str] = []
+    for place, name in enumerate(names):
+        others = mean_embedding(torch.cat((units[:place], units[place + 1 :])))
+        cosine = float(normalize(others, dim=1)[0] @ units[place])
+        if cosine < MISFIT_COSINE or math.isnan(cosine):
+            whom = "the other" if len(names) == 2 else "the mean of the others"
+            sentences.append(
+                f"{name}: its face does not fit {whom} (cosine {cosine:.2f}, one person's photos have "
+                f"{MISFIT_COSINE} or more); it may show somebody else."
+            )
+        if len(names) == 2 and sentences:
+            break  # the other photo's sentence would say the same
+    return sentences
+
+
+def _pixels(picture: Image.Image) -> Any:
+    import numpy as np
+
+    return np.asarray(picture)
