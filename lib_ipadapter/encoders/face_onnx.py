@@ -1,7 +1,8 @@
 """The engine that needs onnxruntime alone: SCRFD finds faces, ArcFace recognises them.
 
-The networks, and what is done before and after them, are insightface's (`model_zoo/scrfd.py`, `model_zoo/
-arcface_onnx.py`); `tests/parity/test_faces.py` compares the numbers. `face_engine` chooses between this and the package.
+The networks, and what is done before and after them, are insightface's (`model_zoo/scrfd.py` and
+`model_zoo/arcface_onnx.py`); `tests/parity/test_faces.py` compares the numbers. `face_engine` chooses between this and
+the package.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from numpy.typing import NDArray
 from ..library.errors import FaceModelError, NotANumberError
 from .face_alignment import align_face
 from .face_packages import import_cv2
-from .face_sessions import check_detector, check_recogniser, open_session, run_session
-from .faces import EMBEDDING_DIM, Face, OnnxModel, Picture, checked
+from .face_sessions import STRIDES, canvas_size, check_detector, check_recogniser, open_session, run_session
+from .faces import EMBEDDING_DIM, Face, OnnxModel, Picture, checked, face_of
 
-STRIDES = (8, 16, 32)
 ANCHORS = 2
 """At each place of each stride."""
 
@@ -51,16 +51,13 @@ class OnnxFaceEngine:
         return f"onnxruntime {version}"
 
     def detect(self, picture: Picture, side: int) -> list[Face]:
-        canvas, scale = _fitted(checked(picture), _canvas_size(self._detector, side))
+        canvas, scale = _fitted(checked(picture), canvas_size(self._detector, side))
         outputs = run_session(self._detector, self._detector_model, _blob(canvas, 128.0))
-        scores, boxes, keypoints = _decoded(outputs, canvas.shape[:2], self._detector_model)
+        scores, boxes, keypoints = _decoded(outputs, (canvas.shape[0], canvas.shape[1]), self._detector_model)
         order = np.argsort(-scores, kind="stable")
         boxes, keypoints, scores = boxes[order] / scale, keypoints[order] / scale, scores[order]
-        faces: list[Face] = []
-        for index in _kept(boxes, OVERLAP, MOST_FACES):
-            box, points = boxes[index].tolist(), keypoints[index].tolist()
-            faces.append(Face(tuple(box), float(scores[index]), tuple((x, y) for x, y in points)))
-        return faces
+        kept = _kept(boxes, OVERLAP, MOST_FACES)
+        return [face_of(boxes[index], scores[index], keypoints[index]) for index in kept]
 
     def embed(self, picture: Picture, face: Face) -> NDArray[np.float32]:
         if self._recogniser is None or self._recogniser_model is None:
@@ -87,15 +84,6 @@ def checked_embedding(embedding: NDArray[Any], model: OnnxModel) -> NDArray[np.f
             "for a face, which would make the picture black; download the file again."
         )
     return flat
-
-
-def _canvas_size(detector: Any, side: int) -> tuple[int, int]:
-    """(height, width) of what the detector is shown: the file's own where it is fixed, else `side` to whole strides."""
-    fixed = detector.get_inputs()[0].shape[2:4]
-    if all(isinstance(edge, int) and edge > 0 for edge in fixed):
-        return fixed[0], fixed[1]
-    whole = max(STRIDES[-1], -(-side // STRIDES[-1]) * STRIDES[-1])
-    return whole, whole
 
 
 def _fitted(picture: Picture, size: tuple[int, int]) -> tuple[Picture, float]:
@@ -162,5 +150,6 @@ def _kept(boxes: NDArray[np.float32], overlap: float, most: int) -> list[int]:
         low = np.maximum(boxes[best, :2], boxes[left, :2])
         high = np.minimum(boxes[best, 2:], boxes[left, 2:])
         shared = np.maximum(0.0, high - low + 1).prod(axis=1)
-        left = left[shared / (areas[best] + areas[left] - shared) <= overlap]
+        with np.errstate(divide="ignore", invalid="ignore"):  # boxes without area, from a file that is no detector
+            left = left[shared / (areas[best] + areas[left] - shared) <= overlap]
     return kept

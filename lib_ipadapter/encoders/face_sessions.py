@@ -19,6 +19,9 @@ logger = logging.getLogger("ipadapter")
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
+STRIDES = (8, 16, 32)
+"""Of SCRFD's three levels, in pixels; a picture it is shown is as many of each wide and high."""
+
 MOST_THREADS = 4
 """A face takes milliseconds; more threads would only stand in the way of the host's."""
 
@@ -81,6 +84,15 @@ def failed(model: OnnxModel, error: BaseException) -> FaceModelError:
         f"{model.name} failed to run ({first_line(error)}). If memory was short, close what else uses it; otherwise "
         "download the file again."
     )
+
+
+def canvas_size(detector: Any, side: int) -> tuple[int, int]:
+    """(height, width) of what a detector is shown: the file's own where that is fixed, else `side` in whole strides."""
+    fixed = detector.get_inputs()[0].shape[2:4]
+    if all(isinstance(edge, int) and edge > 0 for edge in fixed):
+        return fixed[0], fixed[1]
+    whole = max(1, -(-side // STRIDES[-1])) * STRIDES[-1]
+    return whole, whole
 
 
 def shape_of(value: Any) -> str:

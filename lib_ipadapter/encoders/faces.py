@@ -6,6 +6,7 @@ with either; `session` and the page know only what is in here and what `face_sea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,9 +62,8 @@ class Face:
     def moved(self, dx: float, dy: float, scale: float = 1.0) -> Face:
         """The same face in another picture: each coordinate multiplied by `scale`, then moved."""
         x1, y1, x2, y2 = self.box
-        first, second, nose, third, fourth = ((x * scale + dx, y * scale + dy) for x, y in self.keypoints)
         box = (x1 * scale + dx, y1 * scale + dy, x2 * scale + dx, y2 * scale + dy)
-        return Face(box, self.score, (first, second, nose, third, fourth))
+        return face_of(box, self.score, [(x * scale + dx, y * scale + dy) for x, y in self.keypoints])
 
 
 class FaceEngine(Protocol):
@@ -88,6 +88,13 @@ class FaceEngine(Protocol):
         when the embedding is not finite, ValueError when the engine was loaded without a recogniser.
         """
         ...
+
+
+def face_of(box: Sequence[float], score: float, keypoints: Sequence[Sequence[float]]) -> Face:
+    """A face from a detector's rows: four, and five times two numbers."""
+    x1, y1, x2, y2 = box
+    first, second, nose, third, fourth = ((float(x), float(y)) for x, y in keypoints)
+    return Face((float(x1), float(y1), float(x2), float(y2)), float(score), (first, second, nose, third, fourth))
 
 
 def checked(picture: Picture) -> Picture:
