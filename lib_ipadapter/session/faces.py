@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..encoders.face_alignment import align_face
+from ..encoders.face_choice import choose_face, face_warnings
 from ..encoders.face_engine import load_face_engine
-from ..encoders.face_search import choose_face, face_warnings, find_faces
-from ..encoders.faces import Face, FaceEngine
+from ..encoders.face_search import find_faces
+from ..encoders.faces import Face, FaceEngine, OnnxModel
 from ..hosts.base import Host
+from ..library.errors import NoFaceError
+from ..library.face_models import FaceModel
 from ..library.face_packs import FacePack
 from ..units.face_choice import FaceChoice
 from .cache import ResultCache
@@ -30,6 +33,12 @@ from .features import Reference
 
 CROP_SIDE = 224
 """Side of the aligned crop that CLIP sees (tencent-ailab/IP-Adapter wiki, IP-Adapter-Face: norm_crop, 224)."""
+
+FACE_BYTES = 500
+"""About what one found face takes in memory."""
+
+MOST_COMPARED = 32
+"""Faces of a result, largest first, that are compared with the reference."""
 
 MISFIT_COSINE = 0.3
 """Below this two photos are hardly of one person: pairs of one person lie above 0.4 in most of ArcFace's test sets."""
@@ -76,48 +85,77 @@ class FacePool:
             self._loaded = None
             gc.collect()
 
-    def faces(self, pack: FacePack, reference: Reference) -> tuple[Face, ...]:
-        """Every face of a picture, largest first; empty where there is none. Raises: IPAdapterError."""
+    def faces(self, pack: FacePack, reference: Reference, wanted: int = 1) -> tuple[Face, ...]:
+        """The faces of a picture, largest first; looks harder until there are `wanted`.
+
+        Raises: NoFaceError naming the picture, where there is none; IPAdapterError.
+        """
 
         def find() -> tuple[tuple[Face, ...], int]:
             self.analysed += 1
-            found = find_faces(self._engine(pack), _pixels(reference.picture()))
-            return found, 200 * len(found) + 100
+            found = find_faces(self._engine(pack), _pixels(reference.picture()), reference.name, wanted)
+            return found, FACE_BYTES * len(found)
 
-        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint), tuple, find)
+        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint, wanted), tuple, find)
 
     def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
         """The chosen face of a picture. Raises: NoFaceError naming the picture; IPAdapterError."""
-        faces = self.faces(pack, reference)
+        faces = self.faces(pack, reference, max(1, choice.index))
 
         def analyse() -> tuple[FaceReading, int]:
             picture = reference.picture()
-            pixels = _pixels(picture)
-            face = choose_face(
-                faces, choice.how, index=choice.index, point=choice.point, size=picture.size, name=reference.name
-            )
-            embedding = torch.from_numpy(self._engine(pack).embed(pixels, face)).float()
-            crop = Image.fromarray(align_face(pixels, face, CROP_SIDE))
-            reading = FaceReading(face, faces, embedding, crop, face_warnings(pixels, face))
+            face = chosen_face(faces, choice, picture.size, reference.name)
+            embedding = self.embedding(pack, picture, face)
+            reading = FaceReading(face, faces, embedding, aligned(picture, face), shortcomings(picture, face))
             return reading, embedding.nbytes + 3 * CROP_SIDE**2
 
         key = ("face", reference.digest, pack.fingerprint, str(choice))
         reading = self._cache.get_or_make(key, FaceReading, analyse)
         return replace(reading, warnings=tuple(f"{reference.name}: {warning}" for warning in reading.warnings))
 
+    def embedding(self, pack: FacePack, picture: Image.Image, face: Face) -> Tensor:
+        """The raw embedding (512,) of a face of the picture; not kept."""
+        return torch.from_numpy(self._engine(pack).embed(_pixels(picture), face)).float()
+
     def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
-        """The raw embeddings (n, 512) of every face in a picture that is no reference; not kept."""
+        """The raw embeddings (n, 512) of the faces in a picture that is no reference, none where there is none; not
+        kept.
+        """
         pixels, engine = _pixels(picture), self._engine(pack)
-        rows = [torch.from_numpy(engine.embed(pixels, face)).float() for face in find_faces(engine, pixels)]
-        return torch.stack(rows) if rows else torch.empty(0, 512)
+        try:
+            found = find_faces(engine, pixels)
+        except NoFaceError:
+            return torch.empty(0, 512)
+        return torch.stack([torch.from_numpy(engine.embed(pixels, face)).float() for face in found[:MOST_COMPARED]])
 
     def _engine(self, pack: FacePack) -> FaceEngine:
         if self._loaded is not None and self._loaded[0] == pack.fingerprint:
             return self._loaded[1]
         self.release()
-        engine = load_face_engine(pack.detector, pack.recogniser, cuda=self._host.device().type == "cuda")
+        cuda = self._host.device().type == "cuda"
+        engine = load_face_engine(_opened(pack.detector), _opened(pack.recogniser), cuda=cuda)
         self._loaded = (pack.fingerprint, engine)
         return engine
+
+
+def left_to_right(faces: Sequence[Face]) -> tuple[Face, ...]:
+    """The faces in the order in which they are numbered."""
+    return tuple(sorted(faces, key=lambda face: face.centre))
+
+
+def aligned(picture: Image.Image, face: Face) -> Image.Image:
+    """The square of `CROP_SIDE` pixels that goes in of a face, upright by its keypoints."""
+    return Image.fromarray(align_face(_pixels(picture), face, CROP_SIDE))
+
+
+def shortcomings(picture: Image.Image, face: Face) -> tuple[str, ...]:
+    """What may make a face a poor reference, in sentences."""
+    return face_warnings(_pixels(picture), face)
+
+
+def chosen_face(faces: Sequence[Face], choice: FaceChoice, size: tuple[int, int], name: str) -> Face:
+    """The face that counts in a picture of `size`. Raises: NoFaceError, which calls the picture `name`."""
+    return choose_face(faces, choice.how, index=choice.index, point=choice.point, size=size, name=name)
 
 
 def mean_embedding(embeddings: Tensor) -> Tensor:
@@ -147,6 +185,11 @@ def misfits(embeddings: Tensor, names: Sequence[str]) -> list[str]:
         if len(names) == 2 and sentences:
             break  # the other photo's sentence would say the same
     return sentences
+
+
+def _opened(model: FaceModel) -> OnnxModel:
+    """A model as engines open it: a file where it is, a zip's member as its bytes."""
+    return OnnxModel(model.member or model.path.name, model.read() if model.member else model.path)
 
 
 def _pixels(picture: Image.Image) -> Any:
