@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -130,5 +131,5 @@ def _digest(weights: Mapping[str, Tensor], modules: Collection[str]) -> str:
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
         digest.update(f"{module} {scale:.6g} {tuple(down.shape)} {tuple(up.shape)}\n".encode())
         for tensor in (down, up):
-            digest.update(memoryview(tensor.to(torch.float16).contiguous().numpy()).cast("B"))
+            digest.update(cast(Any, tensor.to(torch.float16).flatten()).numpy())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ fails or no step used the unit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..units.images import ImageStore
@@ -32,12 +32,14 @@ class Claims:
             stored = [value for value in unit.images if store.has(value)]
             p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
-    def make(self, p: Any, prepared: Sequence[PreparedUnit]) -> None:
-        """Claim these units and no others."""
+    def make(self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str]) -> None:
+        """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong."""
         self.retract(p)
         for one in prepared:
             choice = one.choice
             ran = {"file": choice.name, "hash": choice.fingerprint[:10], "encoder": choice.encoder.name}
+            if one.number in loras:
+                ran["lora"] = loras[one.number]
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:

@@ -22,6 +22,7 @@ from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
 from .features import EncoderPool, Reference, View, as_features, require_finite
+from .loras import LoraRequest
 from .models import Choice
 
 logger = logging.getLogger("ipadapter")
@@ -74,6 +75,13 @@ def prepare_unit(
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
     return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv)
+
+
+def lora_request(prepared: PreparedUnit) -> LoraRequest:
+    """What a unit asks of its adapter's LoRA; adapters without one, and a strength of 0, ask nothing."""
+    choice = prepared.choice
+    strength = float(getattr(prepared.unit, "lora", 0.0))
+    return LoraRequest(prepared.number, strength, choice.spec, choice.path, choice.fingerprint)
 
 
 def read_references(unit: Unit, store: ImageStore) -> list[Reference]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..hosts.base import Host
 from ..units.images import ImageStore
 from .cache import ResultCache
 from .models import Models
+from .shelf import LoraShelf
 
 
 @dataclass(frozen=True)
@@ -20,3 +21,4 @@ class Services:
     cache: ResultCache
     store: Callable[[], ImageStore]
     stop_on_failure: Callable[[], bool]
+    shelf: LoraShelf = field(default_factory=LoraShelf)

@@ -69,6 +69,6 @@ def _merge(unet: torch.nn.Module, lora: FaceLora, strength: float) -> None:
         module = "lora_unet_" + diffusers_name(name).removesuffix(".weight").replace(".", "_")
         if name.endswith(".weight") and f"{module}.lora_up.weight" in lora.weights:
             up, down = (lora.weights[f"{module}.lora_{way}.weight"] for way in ("up", "down"))
-            parameter += strength * (up @ down)
+            parameter.add_(up @ down, alpha=strength)
             left -= {f"{module}.lora_{way}.weight" for way in ("up", "down")}
     assert not left

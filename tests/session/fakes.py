@@ -46,6 +46,11 @@ class FakeHost:
         self.stopped = False
         self.hiding = False
         self.room: list[int] = []
+        self.typed: list[Path] = []
+        self.lora_dirs: list[Path] = []
+        self.built: list[str] = []
+        self.on: list[FakeLora] = []
+        self.lora_failure = ""
 
     def version(self) -> str:
         return "1"
@@ -94,6 +99,34 @@ class FakeHost:
 
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
+
+    def typed_loras(self) -> Sequence[Path]:
+        return self.typed
+
+    def lora_folders(self) -> Sequence[Path]:
+        return self.lora_dirs
+
+    def build_lora(self, p: Any, name: str, weights: Any) -> FakeLora:
+        self.built.append(name)
+        return FakeLora(self, name)
+
+
+class FakeLora:
+    """What is on stands in the host's list `on`, by name and strength; it is its own `PlacedLora`."""
+
+    def __init__(self, host: FakeHost, name: str) -> None:
+        self.host, self.name, self.strength = host, name, 0.0
+
+    def put(self, strength: float, *, sampling: bool) -> FakeLora:
+        self.strength = strength
+        self.host.on.append(self)
+        return self
+
+    def failure(self) -> str:
+        return self.host.lora_failure
+
+    def remove(self, *, sampling: bool) -> None:
+        self.host.on = [lora for lora in self.host.on if lora is not self]
 
 
 class FakeProcessing:
