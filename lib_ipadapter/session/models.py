@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..library.errors import (
-    AdapterFileError,
     AdapterNotFoundError,
     EncoderNotFoundError,
     FacePackError,

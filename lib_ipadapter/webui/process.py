@@ -9,6 +9,7 @@ from ..hosts.select import current_host
 from ..session.cache import ResultCache
 from ..session.models import Models
 from ..session.services import Services
+from ..session.shelf import LoraShelf
 from ..units.images import ImageStore
 from . import settings
 from .looks import Looks
@@ -23,6 +24,7 @@ def _lasting() -> Services:
         cache=ResultCache(settings.cache_bytes()),
         store=image_store,
         stop_on_failure=settings.stop_on_failure,
+        shelf=LoraShelf(),
     )
 
 

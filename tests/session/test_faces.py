@@ -145,7 +145,7 @@ def test_the_plus_kinds_see_the_aligned_crop_beside_the_embedding(
     side = encoder.spec.image_size
     hidden = tower(pixel_tensor([reading.crop.resize((side, side), Image.Resampling.BICUBIC)]), want="hidden").hidden
     nothing = tower(torch.zeros(1, 3, side, side), want="hidden").hidden
-    from lib_ipadapter.core.adapter import load_adapter  # noqa: PLC0415 - its projector has its own parity test
+    from lib_ipadapter.core.adapter import load_adapter
 
     adapter = load_adapter(choice.spec, choice.path)
     options = {"shortcut": kind == "faceid_plus_v2", "s_scale": s_scale}
@@ -166,7 +166,7 @@ def test_a_raw_embedding_goes_into_the_resampler_as_it_is(tmp_path: Path) -> Non
     unit = Unit(intent="face", images=(ANNA,))
     with EncoderPool(given.host, given.cache) as pool, FacePool(given.host, given.cache) as faces:
         prepared = prepare_unit(1, unit, choice, pool=pool, faces=faces, store=given.store(), cache=given.cache)
-    from lib_ipadapter.core.adapter import load_adapter  # noqa: PLC0415 - as above
+    from lib_ipadapter.core.adapter import load_adapter
 
     adapter = load_adapter(choice.spec, choice.path)
     raw = read(given, ANNA)
