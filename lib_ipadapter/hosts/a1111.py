@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import CallReader, LaterCheckpoint, search_folders, torch_too_old
+from .base import CallReader, LaterCheckpoint, face_search_folders, search_folders, torch_too_old
 from .rows import SequenceReader
 
 
@@ -109,6 +109,24 @@ class A1111Host:
             shared.opts.data.get("control_net_models_path"),
             *(folder / "models" for folder in controlnet),
             *(Path(folder) / "clip_vision" for folder in annotators if folder),
+        )
+
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        """The ControlNet extension keeps its packs in `insightface` beside its preprocessors' other files.
+
+        Source: sd-webui-controlnet annotator/annotator_path.py (setting, then flag, then its own folder).
+        """
+        from modules import paths, shared
+
+        annotators = [
+            shared.opts.data.get("control_net_modules_path"),
+            getattr(shared.cmd_opts, "controlnet_annotator_models_path", None),
+        ]
+        annotators += [Path(folder) / "annotator" / "downloads" for folder in _controlnet_extension_folders()]
+        return face_search_folders(
+            Path(paths.models_path),
+            *extra,
+            *(Path(paths.data_path, folder) / "insightface" for folder in annotators if folder),
         )
 
 

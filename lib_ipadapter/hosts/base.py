@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,10 @@ class Host(Protocol):
         """Where adapters and vision encoders are looked for, first to last; `extra` are the user's own."""
         ...
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        """Where face packs are looked for with everything below, first to last; the first is where to put one."""
+        ...
+
 
 class StepClock:
     """The fraction of a pass that is done, from the denoiser's own counters.
@@ -158,6 +163,14 @@ def search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
     """The folders below `models` that are searched on every host, then the given ones, each once."""
     usual = [models / name for name in ("ipadapter", "ControlNet", "clip_vision")]
     wanted = [*usual, *(Path(folder) for folder in more if folder)]
+    return tuple(dict.fromkeys(wanted))
+
+
+def face_search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
+    """The folders below `models` in which face packs lie on every host, the given ones, and insightface's own."""
+    usual = [models / name for name in ("insightface", "ipadapter")]
+    home = Path(os.path.expanduser("~/.insightface"))  # unlike Path's, does not raise where there is no home
+    wanted = [*usual, *(Path(folder) for folder in more if folder), home]
     return tuple(dict.fromkeys(wanted))
 
 

@@ -20,6 +20,7 @@ from .base import (
     LaterCheckpoint,
     StepClock,
     call_argument,
+    face_search_folders,
     require_step,
     search_folders,
     torch_too_old,
@@ -115,6 +116,12 @@ class ForgeHost:
             shared.opts.data.get("control_net_models_path"),
             forge_shared.preprocessor_dir,
         )
+
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        from modules import paths
+        from modules_forge import shared as forge_shared
+
+        return face_search_folders(Path(paths.models_path), *extra, forge_shared.preprocessor_dir)
 
 
 _Place = tuple[int, tuple[int, ...], int]

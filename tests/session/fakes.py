@@ -95,6 +95,9 @@ class FakeHost:
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(extra)
+
 
 class FakeProcessing:
     """`p`: its class has `sample`, which calls the job's callbacks as a host does and then the UNet."""
