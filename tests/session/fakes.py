@@ -129,6 +129,9 @@ class FakeLora:
     def remove(self, *, sampling: bool) -> None:
         self.host.on = [lora for lora in self.host.on if lora is not self]
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(extra)
+
 
 class FakeProcessing:
     """`p`: its class has `sample`, which calls the job's callbacks as a host does and then the UNet."""
