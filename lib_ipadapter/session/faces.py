@@ -92,18 +92,18 @@ class FacePool:
 
         def analyse() -> tuple[FaceReading, int]:
             picture = reference.picture()
-            pixels = _pixels(picture)
-            face = choose_face(
-                faces, choice.how, index=choice.index, point=choice.point, size=picture.size, name=reference.name
-            )
-            embedding = torch.from_numpy(self._engine(pack).embed(pixels, face)).float()
-            crop = Image.fromarray(align_face(pixels, face, CROP_SIDE))
-            reading = FaceReading(face, faces, embedding, crop, face_warnings(pixels, face))
+            face = chosen_face(faces, choice, picture.size, reference.name)
+            embedding = self.embedding(pack, picture, face)
+            reading = FaceReading(face, faces, embedding, aligned(picture, face), shortcomings(picture, face))
             return reading, embedding.nbytes + 3 * CROP_SIDE**2
 
         key = ("face", reference.digest, pack.fingerprint, str(choice))
         reading = self._cache.get_or_make(key, FaceReading, analyse)
         return replace(reading, warnings=tuple(f"{reference.name}: {warning}" for warning in reading.warnings))
+
+    def embedding(self, pack: FacePack, picture: Image.Image, face: Face) -> Tensor:
+        """The raw embedding (512,) of a face of the picture; not kept."""
+        return torch.from_numpy(self._engine(pack).embed(_pixels(picture), face)).float()
 
     def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
         """The raw embeddings (n, 512) of every face in a picture that is no reference; not kept."""
@@ -118,6 +118,26 @@ class FacePool:
         engine = load_face_engine(pack.detector, pack.recogniser, cuda=self._host.device().type == "cuda")
         self._loaded = (pack.fingerprint, engine)
         return engine
+
+
+def left_to_right(faces: Sequence[Face]) -> tuple[Face, ...]:
+    """The faces in the order in which they are numbered."""
+    return tuple(sorted(faces, key=lambda face: face.centre))
+
+
+def aligned(picture: Image.Image, face: Face) -> Image.Image:
+    """The square of `CROP_SIDE` pixels that goes in of a face, upright by its keypoints."""
+    return Image.fromarray(align_face(_pixels(picture), face, CROP_SIDE))
+
+
+def shortcomings(picture: Image.Image, face: Face) -> tuple[str, ...]:
+    """What may make a face a poor reference, in sentences."""
+    return face_warnings(_pixels(picture), face)
+
+
+def chosen_face(faces: Sequence[Face], choice: FaceChoice, size: tuple[int, int], name: str) -> Face:
+    """The face that counts in a picture of `size`. Raises: NoFaceError, which calls the picture `name`."""
+    return choose_face(faces, choice.how, index=choice.index, point=choice.point, size=size, name=name)
 
 
 def mean_embedding(embeddings: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from PIL import Image
 
 from ..core.layers import find_cross_attention
@@ -14,15 +15,21 @@ from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError
 from ..library.spec import base_title
+from ..session.faces import misfits
+from ..session.models import Choice
 from ..session.planning import base_of
 from ..session.prepare import choice_view
+from ..units.face_choice import FaceChoice
 from ..units.images import ImageStore
 from . import settings
+from .face_html import FacePreview
+from .face_looks import AskedPicture
 from .looks import Looks
-from .process import image_store, looks, services
+from .process import face_looks, image_store, looks, services
 from .version import installed_notice
 
 USUAL_SIDE = 224
+FACE_LICENCE = "FaceID and the face models are for non-commercial research."
 
 
 class PageServices:
@@ -52,9 +59,29 @@ class PageServices:
         base = loaded_base()
         if not base:
             return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
-        choice = services().models.choose(adapter, intent, [base])
-        tokens = f"{choice.spec.tokens} tokens per square"
-        return f"{base_title(base)}: {choice.name} with the encoder {choice.encoder.name} ({tokens})"
+        return f"{base_title(base)}: {described(services().models.choose(adapter, intent, [base]))}"
+
+    def knows_identity(self, adapter: str, intent: str) -> bool:
+        return services().models.knows_identity(adapter, intent, [loaded_base()])
+
+    def faces(
+        self, references: Sequence[tuple[str, str, FaceChoice]], adapter: str, intent: str, *, analyse: bool
+    ) -> FacePreview:
+        """These references as the unit's face adapter sees them; empty while `explain` says what is missing.
+
+        Raises: IPAdapterError for what is wrong with the face models.
+        """
+        try:
+            choice = services().models.choose(adapter, intent, [loaded_base()])
+        except IPAdapterError:
+            return FacePreview()
+        if choice.pack is None:
+            return FacePreview()
+        asked = [AskedPicture(*reference) for reference in references]
+        pictures = face_looks().pictures(choice.pack, asked, self.store(), analyse=analyse)
+        read = [(picture.name, picture.read.embedding) for picture in pictures if picture.read is not None]
+        notes = misfits(torch.stack([row for _, row in read]), [name for name, _ in read]) if len(read) > 1 else []
+        return FacePreview(pictures, choice.encoder is not None, notes)
 
     def preview(
         self, references: Sequence[str], crop: str, adapter: str, intent: str
@@ -76,6 +103,20 @@ class PageServices:
 
     def host_notice(self) -> str:
         return services().host.too_old() or installed_notice()
+
+
+def described(choice: Choice) -> str:
+    """An adapter with what feeds it, how many tokens it makes, and for faces its LoRA and the licence.
+
+    A face pack of unknown origin has a note, which is said too.
+    """
+    name, tokens = choice.name, choice.spec.tokens
+    if choice.pack is None:
+        return f"{name} with the encoder {choice.require_encoder().name} ({tokens} tokens per square)"
+    fed = f"the face pack {choice.pack.name}" + (f" and the encoder {choice.encoder.name}" if choice.encoder else "")
+    lora = "its LoRA is in the file" if choice.spec.lora_rank else "it has no LoRA"
+    sentences = [f"{name} with {fed} ({tokens} tokens per face; {lora}).", choice.pack.note, FACE_LICENCE]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def page_services() -> PageServices:
