@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..encoders.faces import Face
+from ..library.errors import NoFaceError
 from ..library.face_packs import FacePack
 from ..units.face_choice import FaceChoice
 from .faces import FacePool, aligned, chosen_face, left_to_right, shortcomings
@@ -47,8 +48,9 @@ def report_faces(
     Raises: NoFaceError where there are faces and not the chosen one; IPAdapterError.
     """
     picture = reference.picture()
-    found = pool.faces(pack, reference)
-    if not found:
+    try:
+        found = pool.faces(pack, reference, choice)
+    except NoFaceError:
         return FaceReport(picture.size, (), None)
     chosen = chosen_face(found, choice, picture.size, reference.name)
     detailed = {chosen, *found[:MAX_DETAILED]}

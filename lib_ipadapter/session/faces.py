@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..encoders.face_alignment import align_face
+from ..encoders.face_choice import choose_face, face_warnings
 from ..encoders.face_engine import load_face_engine
-from ..encoders.face_search import choose_face, face_warnings, find_faces
-from ..encoders.faces import Face, FaceEngine
+from ..encoders.face_search import find_faces
+from ..encoders.faces import EMBEDDING_DIM, Face, FaceEngine, OnnxModel
 from ..hosts.base import Host
+from ..library.errors import NoFaceError
+from ..library.face_models import FaceModel
 from ..library.face_packs import FacePack
 from ..units.face_choice import FaceChoice
 from .cache import ResultCache
@@ -33,6 +36,10 @@ CROP_SIDE = 224
 
 MISFIT_COSINE = 0.3
 """Below this two photos are hardly of one person: pairs of one person lie above 0.4 in most of ArcFace's test sets."""
+
+
+MOST_COMPARED = 64
+"""Faces of one result that are compared with a reference."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +83,23 @@ class FacePool:
             self._loaded = None
             gc.collect()
 
-    def faces(self, pack: FacePack, reference: Reference) -> tuple[Face, ...]:
-        """Every face of a picture, largest first; empty where there is none. Raises: IPAdapterError."""
+    def faces(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> tuple[Face, ...]:
+        """The faces of a picture, largest first; looks harder where the choice is of one that is not found at once.
+
+        Raises: NoFaceError naming the picture, which is found again each time; IPAdapterError.
+        """
+        wanted = max(choice.index, 1)
 
         def find() -> tuple[tuple[Face, ...], int]:
             self.analysed += 1
-            found = find_faces(self._engine(pack), _pixels(reference.picture()))
+            found = find_faces(self._engine(pack), _pixels(reference.picture()), reference.name, wanted)
             return found, 200 * len(found) + 100
 
-        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint), tuple, find)
+        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint, wanted), tuple, find)
 
     def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
         """The chosen face of a picture. Raises: NoFaceError naming the picture; IPAdapterError."""
-        faces = self.faces(pack, reference)
+        faces = self.faces(pack, reference, choice)
 
         def analyse() -> tuple[FaceReading, int]:
             picture = reference.picture()
@@ -106,16 +117,20 @@ class FacePool:
         return torch.from_numpy(self._engine(pack).embed(_pixels(picture), face)).float()
 
     def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
-        """The raw embeddings (n, 512) of every face in a picture that is no reference; not kept."""
+        """The raw embeddings (n, 512) of the faces in a picture that is no reference, the largest first; not kept."""
         pixels, engine = _pixels(picture), self._engine(pack)
-        rows = [torch.from_numpy(engine.embed(pixels, face)).float() for face in find_faces(engine, pixels)]
-        return torch.stack(rows) if rows else torch.empty(0, 512)
+        try:
+            faces = find_faces(engine, pixels)
+        except NoFaceError:
+            return torch.empty(0, EMBEDDING_DIM)
+        return torch.stack([torch.from_numpy(engine.embed(pixels, face)).float() for face in faces[:MOST_COMPARED]])
 
     def _engine(self, pack: FacePack) -> FaceEngine:
         if self._loaded is not None and self._loaded[0] == pack.fingerprint:
             return self._loaded[1]
         self.release()
-        engine = load_face_engine(pack.detector, pack.recogniser, cuda=self._host.device().type == "cuda")
+        cuda = self._host.device().type == "cuda"
+        engine = load_face_engine(_opened(pack.detector), _opened(pack.recogniser), cuda=cuda)
         self._loaded = (pack.fingerprint, engine)
         return engine
 
@@ -167,6 +182,11 @@ def misfits(embeddings: Tensor, names: Sequence[str]) -> list[str]:
         if len(names) == 2 and sentences:
             break  # the other photo's sentence would say the same
     return sentences
+
+
+def _opened(model: FaceModel) -> OnnxModel:
+    """A model as engines open it: a file where it is, a zip's member as its bytes."""
+    return OnnxModel(model.member or model.path.name, model.read() if model.member else model.path)
 
 
 def _pixels(picture: Image.Image) -> Any:

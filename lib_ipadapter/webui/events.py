@@ -48,8 +48,11 @@ class Services(Protocol):
         """Look at the model folders again."""
         ...
 
-    def explain(self, adapter: str, intent: str) -> str:
-        """One line: which adapter and encoder will be used, or what is missing and where it was searched."""
+    def explain(self, adapter: str, intent: str) -> Sequence[str]:
+        """First what will be used, adapter, encoder and face pack, then what else is to be said of it.
+
+        Raises: IPAdapterError for what is missing, which says where it was searched.
+        """
         ...
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
@@ -177,9 +180,9 @@ class Events:
         return not reference.startswith("sha256:") or self._services.store().has(reference)
 
     def explain(self, adapter: str, intent: str) -> str:
-        """The line below the adapter list."""
-        line, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), "")
-        return message_line(problem or line, error=bool(problem))
+        """What stands below the adapter list."""
+        lines, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), [""])
+        return message_line(problem) if problem else "".join(message_line(line, error=False) for line in lines)
 
     def list_adapters(self, *adapters: str) -> list[Any]:
         """New choices for every unit's adapter list; the script then asks for new drawings, which say what is wrong.

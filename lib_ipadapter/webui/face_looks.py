@@ -39,11 +39,16 @@ class AskedPicture:
 
 @dataclass(frozen=True)
 class FoundFaces:
-    """A picture's faces, left to right, in its own pixels; `source` is a JPEG of at most `PICTURE_SIDE` a side."""
+    """A picture's faces, left to right, in its own pixels; `source` is a JPEG of at most `PICTURE_SIDE` a side.
+
+    `problem` is the sentence that says that there is none and calls the picture `name`.
+    """
 
     source: str
     size: tuple[int, int]
     faces: tuple[Face, ...]
+    name: str = ""
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,10 @@ class FaceLooks:
         def find() -> tuple[FoundFaces, int]:
             picture = reference.picture()
             source = thumbnail_data_uri(picture, PICTURE_SIDE)
-            faces = left_to_right(pool.faces(pack, reference))
+            try:
+                faces = left_to_right(pool.faces(pack, reference, asked.choice))
+            except NoFaceError as error:
+                return FoundFaces(source, picture.size, (), asked.name, str(error)), len(source)
             return FoundFaces(source, picture.size, faces), len(source) + 200 * len(faces)
 
         return self._cache.get_or_make(_key(pack, asked), FoundFaces, find)
@@ -137,6 +145,9 @@ class FaceLooks:
 def _with_choice(asked: AskedPicture, found: FoundFaces) -> FacePicture:
     """The picture with its face that counts, or with the sentence that says why there is none."""
     shown = FacePicture(asked.reference, asked.name, found)
+    if not found.faces:
+        # Its place, and so its name, may have changed since.
+        return replace(shown, problem=found.problem.replace(found.name, asked.name, 1))
     by_area = sorted(found.faces, key=lambda face: face.area, reverse=True)
     try:
         face = chosen_face(by_area, asked.choice, found.size, asked.name)
@@ -145,5 +156,6 @@ def _with_choice(asked: AskedPicture, found: FoundFaces) -> FacePicture:
     return replace(shown, chosen=found.faces.index(face))
 
 
-def _key(pack: FacePack, asked: AskedPicture) -> tuple[str, ...]:
-    return content_of(asked.reference), pack.fingerprint
+def _key(pack: FacePack, asked: AskedPicture) -> tuple[object, ...]:
+    """What the faces that are found depend on: of a choice, how many it needs."""
+    return content_of(asked.reference), pack.fingerprint, asked.choice.index

@@ -16,6 +16,7 @@ from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError
 from ..library.spec import base_title
 from ..session.faces import misfits
+from ..session.failures import as_named
 from ..session.models import Choice
 from ..session.planning import base_of
 from ..session.prepare import choice_view
@@ -51,15 +52,17 @@ class PageServices:
     def refresh_models(self) -> None:
         services().models.refresh()
 
-    def explain(self, adapter: str, intent: str) -> str:
-        """One line: which adapter and encoder a unit will use.
+    def explain(self, adapter: str, intent: str) -> list[str]:
+        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
         base = loaded_base()
         if not base:
-            return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
-        return f"{base_title(base)}: {described(services().models.choose(adapter, intent, [base]))}"
+            return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
+        choice = services().models.choose(adapter, intent, [base])
+        more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
+        return [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return services().models.knows_identity(adapter, intent, [loaded_base()])
@@ -78,7 +81,11 @@ class PageServices:
         if choice.pack is None:
             return FacePreview()
         asked = [AskedPicture(*reference) for reference in references]
-        pictures = face_looks().pictures(choice.pack, asked, self.store(), analyse=analyse)
+        try:
+            pictures = face_looks().pictures(choice.pack, asked, self.store(), analyse=analyse)
+        except Exception as error:
+            # Whatever a face model does, the strip is drawn.
+            raise as_named(error, "Looking for faces") from None
         read = [(picture.name, picture.read.embedding) for picture in pictures if picture.read is not None]
         notes = misfits(torch.stack([row for _, row in read]), [name for name, _ in read]) if len(read) > 1 else []
         return FacePreview(pictures, choice.encoder is not None, notes)
@@ -106,17 +113,13 @@ class PageServices:
 
 
 def described(choice: Choice) -> str:
-    """An adapter with what feeds it, how many tokens it makes, and for faces its LoRA and the licence.
-
-    A face pack of unknown origin has a note, which is said too.
-    """
+    """An adapter with what feeds it, how many tokens it makes, and where the LoRA of a face adapter is."""
     name, tokens = choice.name, choice.spec.tokens
     if choice.pack is None:
         return f"{name} with the encoder {choice.require_encoder().name} ({tokens} tokens per square)"
     fed = f"the face pack {choice.pack.name}" + (f" and the encoder {choice.encoder.name}" if choice.encoder else "")
     lora = "its LoRA is in the file" if choice.spec.lora_rank else "it has no LoRA"
-    sentences = [f"{name} with {fed} ({tokens} tokens per face; {lora}).", choice.pack.note, FACE_LICENCE]
-    return " ".join(sentence for sentence in sentences if sentence)
+    return f"{name} with {fed} ({tokens} tokens per face; {lora})"
 
 
 def page_services() -> PageServices:

@@ -44,7 +44,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (ENABLED.name, INTENT.name),
     (IMAGES.name,),
     (ADAPTER.name,),
-    (FACE.name, LORA.name, S_SCALE.name, SCORE.name),
+    (FACE.name, SCORE.name),
+    (LORA.name, S_SCALE.name),
     (WEIGHT.name, START.name, END.name),
     (COMBINE.name, CROP.name, UNCOND.name),
 )
