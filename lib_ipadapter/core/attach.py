@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -29,8 +28,7 @@ ReadCall = Callable[[tuple[Any, ...], dict[str, Any]], "UNetCall | None"]
 _ROWS_REMEMBERED = 16
 
 
-@dataclass(frozen=True)
-class UnitAttention:
+class UnitAttention(NamedTuple):
     """One unit as the UNet sees it.
 
     `kv` maps a layer's key id to K and V, each `(2, tokens, width)`: index 0 for cond, 1 for uncond. The pairs are
@@ -115,8 +113,7 @@ def attach(
     return scope
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What one unit adds in one layer."""
 
     unit: int

@@ -6,7 +6,7 @@ n counts references, T the tokens of one, T' the tokens that a layer sees.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,7 @@ class Features:
     face: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class ImageTokens:
+class ImageTokens(NamedTuple):
     """One unit's tokens for prompt rows and for negative rows, `(1, T', D)` each."""
 
     cond: Tensor

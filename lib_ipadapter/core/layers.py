@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -22,8 +21,7 @@ _KEY_ORDER = {"input_blocks": 0, "output_blocks": 1, "middle_block": 2}
 _CALL_ORDER = {"input_blocks": 0, "middle_block": 1, "output_blocks": 2}
 
 
-@dataclass(frozen=True)
-class CrossAttentionLayer:
+class CrossAttentionLayer(NamedTuple):
     """One `attn2` of a UNet.
 
     `key_id` is its number in adapter files (odd, diffusers' `attn_processors` order), `width` its inner channels,

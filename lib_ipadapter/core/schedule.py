@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 COND = 0
 UNCOND = 1
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """The part of a pass in which a unit acts, as fractions of the pass's steps."""
 
     start: float = 0.0
@@ -23,8 +22,7 @@ class Window:
         return self.start <= fraction and (fraction < self.end or self.end >= 1.0)
 
 
-@dataclass(frozen=True)
-class UNetCall:
+class UNetCall(NamedTuple):
     """One call of the UNet: `rows` holds COND or UNCOND per batch row, `fraction` is what was done before this step."""
 
     rows: tuple[int, ...]

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -21,8 +20,7 @@ OLDEST_TORCH = "2.1"
 """The first with hooks that are called after a failure too, and with mapped and assigned weights."""
 
 
-@dataclass(frozen=True)
-class LaterCheckpoint:
+class LaterCheckpoint(NamedTuple):
     """A second checkpoint that the job will load: `role` is "hires" or "refiner"."""
 
     role: str

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 from . import ties
 from .attention_ids import cross_attention_ids
@@ -33,8 +33,7 @@ _PLAIN_NAMES = (
 )
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(NamedTuple):
     """The attention part: context width, layer id -> width, and the internal LoRA's rank (0 without one)."""
 
     context_dim: int

@@ -10,13 +10,12 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _DATA = Path(__file__).with_name("known_files.json")
 
 
-@dataclass(frozen=True)
-class ShortHash:
+class ShortHash(NamedTuple):
     """A WebUI's eight-digit hash of a file (see `fingerprints.short_hash`).
 
     `sure` is False when it was seen under this file's name without knowing in which container.
@@ -62,8 +61,7 @@ class KnownFile:
         return self.path.replace(" ", "/").rsplit("/", 1)[-1]
 
 
-@dataclass(frozen=True)
-class KnownFaceFile:
+class KnownFaceFile(NamedTuple):
     """One file of the face packs. `packs` names the packs that contain it; `task` what it does."""
 
     names: tuple[str, ...]

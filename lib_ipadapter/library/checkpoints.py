@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .errors import AdapterFileError
 from .headers import read_header
@@ -25,8 +24,7 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _CROSS = re.compile(r"^(?:input_blocks|middle_block|output_blocks)\..*\.attn2\.to_k\.weight$")
 
 
-@dataclass(frozen=True)
-class CheckpointInfo:
+class CheckpointInfo(NamedTuple):
     """What a checkpoint's UNet is. `base` is "" when context width and layer count are no known pair.
 
     `layers` counts cross-attentions, `context_dim` is their context's width, `in_channels` the latent's (9 for

@@ -52,6 +52,18 @@ class NotANumberError(IPAdapterError):
     """An encoder or an adapter computed NaN or infinity, which would make the picture black."""
 
 
+class FaceModelError(IPAdapterError):
+    """A face analysis model (ONNX) is damaged, is not what it should be, or failed to run."""
+
+
+class NoFaceError(IPAdapterError):
+    """No face was found in a picture, or fewer than the one asked for."""
+
+
+class MissingPackageError(IPAdapterError):
+    """A Python package that the host does not ship is needed and cannot be imported."""
+
+
 class UnsupportedHostStateError(IPAdapterError):
     """The host is in a state in which the image prompt cannot act as asked (old host, TensorRT, tiled calls...)."""
 

@@ -10,8 +10,8 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .detection import inspect_file
 from .errors import AdapterFileError, AdapterNotFoundError
@@ -26,8 +26,7 @@ _reports: dict[tuple[str, int, int], FileReport] = {}
 _reports_lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     """One file in a searched folder. `name` is its path below that folder, with forward slashes."""
 
     path: Path
@@ -41,8 +40,7 @@ class FoundFile:
         return self.name[: -len(self.path.suffix)] if self.path.suffix else self.name
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """What lies in the searched folders at one moment.
 
     `problems` are sentences about folders that could not be read; `missing` are searched folders that do not exist.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .attention_ids import Family, attention_ids
 from .spec import TensorInfo
@@ -22,8 +22,7 @@ _PROCESSOR = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class AdapterNames:
+class AdapterNames(NamedTuple):
     """An adapter's two parts, by official names without their prefix, and where each tensor is in the file.
 
     `projector` and `attention` map `proj.weight`, `1.to_k_ip.weight` to their records; `tensors` maps whole official

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .printable import shown
 from .spec import EncoderName, Feature, Kind, ProjectorSpec, TensorInfo
@@ -27,8 +27,7 @@ _FOREIGN_WIDTHS = {
 Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class Projector:
+class Projector(NamedTuple):
     """A projector found: its dimensions, the kind it makes the adapter, and what must feed it.
 
     `encoders` is empty when any vision encoder of the width `spec.input_dim` (`hidden_dim`) will do.

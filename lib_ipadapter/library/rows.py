@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .spec import Status
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One kind of file: the names that give it away and what to tell its owner."""
 
     pattern: str
@@ -139,8 +138,7 @@ def first_hit(rows: Iterable[Row], names: str) -> Row | None:
     return None
 
 
-@dataclass(frozen=True)
-class Relative:
+class Relative(NamedTuple):
     """A family that shares IP-Adapter's prefixes: the part it shows in and the name that gives it away.
 
     Without a `base` it exists for several, and the width of the attention's context tells.

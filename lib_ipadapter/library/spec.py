@@ -7,7 +7,7 @@ Stdlib only. `detection` fills these records from a file's header; `core.adapter
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Status = Literal["supported", "unsupported", "not_adapter", "unreadable"]
 Kind = Literal[
@@ -36,8 +36,7 @@ def base_title(base: str) -> str:
     return "SD1.5" if base == "SD1" else base
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(NamedTuple):
     """One tensor of a file, from its header alone.
 
     `dtype` uses safetensors' names (F16, BF16, F32, F8_E4M3, I64, ...).

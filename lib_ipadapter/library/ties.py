@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .catalogue import KnownFile
 from .fingerprints import short_hash
@@ -32,8 +33,7 @@ class Evidence:
     override: str = ""
 
 
-@dataclass(frozen=True)
-class Tie:
+class Tie(NamedTuple):
     """Adapters of the same shapes. `words` is asked in order: the first answer with a word in the name wins."""
 
     answers: tuple[Answer, ...]

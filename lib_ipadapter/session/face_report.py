@@ -49,7 +49,7 @@ def report_faces(
     """
     picture = reference.picture()
     try:
-        found = pool.faces(pack, reference, choice)
+        found = pool.faces(pack, reference, max(1, choice.index))
     except NoFaceError:
         return FaceReport(picture.size, (), None)
     chosen = chosen_face(found, choice, picture.size, reference.name)

@@ -22,7 +22,7 @@ from ..encoders.face_alignment import align_face
 from ..encoders.face_choice import choose_face, face_warnings
 from ..encoders.face_engine import load_face_engine
 from ..encoders.face_search import find_faces
-from ..encoders.faces import EMBEDDING_DIM, Face, FaceEngine, OnnxModel
+from ..encoders.faces import Face, FaceEngine, OnnxModel
 from ..hosts.base import Host
 from ..library.errors import NoFaceError
 from ..library.face_models import FaceModel
@@ -34,12 +34,14 @@ from .features import Reference
 CROP_SIDE = 224
 """Side of the aligned crop that CLIP sees (tencent-ailab/IP-Adapter wiki, IP-Adapter-Face: norm_crop, 224)."""
 
+FACE_BYTES = 500
+"""About what one found face takes in memory."""
+
+MOST_COMPARED = 32
+"""Faces of a result, largest first, that are compared with the reference."""
+
 MISFIT_COSINE = 0.3
 """Below this two photos are hardly of one person: pairs of one person lie above 0.4 in most of ArcFace's test sets."""
-
-
-MOST_COMPARED = 64
-"""Faces of one result that are compared with a reference."""
 
 
 @dataclass(frozen=True)
@@ -83,23 +85,22 @@ class FacePool:
             self._loaded = None
             gc.collect()
 
-    def faces(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> tuple[Face, ...]:
-        """The faces of a picture, largest first; looks harder where the choice is of one that is not found at once.
+    def faces(self, pack: FacePack, reference: Reference, wanted: int = 1) -> tuple[Face, ...]:
+        """The faces of a picture, largest first; looks harder until there are `wanted`.
 
-        Raises: NoFaceError naming the picture, which is found again each time; IPAdapterError.
+        Raises: NoFaceError naming the picture, where there is none; IPAdapterError.
         """
-        wanted = max(choice.index, 1)
 
         def find() -> tuple[tuple[Face, ...], int]:
             self.analysed += 1
             found = find_faces(self._engine(pack), _pixels(reference.picture()), reference.name, wanted)
-            return found, 200 * len(found) + 100
+            return found, FACE_BYTES * len(found)
 
         return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint, wanted), tuple, find)
 
     def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
         """The chosen face of a picture. Raises: NoFaceError naming the picture; IPAdapterError."""
-        faces = self.faces(pack, reference, choice)
+        faces = self.faces(pack, reference, max(1, choice.index))
 
         def analyse() -> tuple[FaceReading, int]:
             picture = reference.picture()
@@ -117,13 +118,15 @@ class FacePool:
         return torch.from_numpy(self._engine(pack).embed(_pixels(picture), face)).float()
 
     def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
-        """The raw embeddings (n, 512) of the faces in a picture that is no reference, the largest first; not kept."""
+        """The raw embeddings (n, 512) of the faces in a picture that is no reference, none where there is none; not
+        kept.
+        """
         pixels, engine = _pixels(picture), self._engine(pack)
         try:
-            faces = find_faces(engine, pixels)
+            found = find_faces(engine, pixels)
         except NoFaceError:
-            return torch.empty(0, EMBEDDING_DIM)
-        return torch.stack([torch.from_numpy(engine.embed(pixels, face)).float() for face in faces[:MOST_COMPARED]])
+            return torch.empty(0, 512)
+        return torch.stack([torch.from_numpy(engine.embed(pixels, face)).float() for face in found[:MOST_COMPARED]])
 
     def _engine(self, pack: FacePack) -> FaceEngine:
         if self._loaded is not None and self._loaded[0] == pack.fingerprint:

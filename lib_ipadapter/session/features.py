@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -26,8 +27,7 @@ from ..units.images import open_picture
 from .cache import ResultCache
 
 
-@dataclass(frozen=True)
-class EncoderFile:
+class EncoderFile(NamedTuple):
     """A vision encoder on disk; `fingerprint` changes when its bytes do."""
 
     name: str
@@ -49,8 +49,7 @@ class Reference:
         return open_picture(self.data, self.name)
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """How an adapter looks at a picture: which feature, at which side in pixels, framed how."""
 
     feature: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..hosts.base import Host
 from ..units.images import ImageStore
@@ -11,8 +11,7 @@ from .cache import ResultCache
 from .models import Models
 
 
-@dataclass(frozen=True)
-class Services:
+class Services(NamedTuple):
     """`store` and `stop_on_failure` are asked per job, because the settings behind them change."""
 
     host: Host

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from ..library.errors import BadImageError, BadUnitError
 from .field_spec import read_json, shown
@@ -28,8 +27,7 @@ _KEY_PATTERN = re.compile(rf"{KEY} ([1-9][0-9]?)")
 _SKIPPED = (ENABLED.name, IMAGES.name)
 
 
-@dataclass(frozen=True)
-class PastedUnit:
+class PastedUnit(NamedTuple):
     """A unit read from infotext; `images` are store ids, which may or may not be in this machine's store.
 
     `ran` is what acted then (adapter file, fingerprint, encoder), as text to show.
@@ -40,8 +38,7 @@ class PastedUnit:
     ran: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Pasted:
+class Pasted(NamedTuple):
     """What an infotext says of us: units in ascending number, and a sentence for everything that was left out."""
 
     units: tuple[PastedUnit, ...]

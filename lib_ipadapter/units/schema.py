@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .face_choice import FACE_PATTERN
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """One axis of the XYZ plot, for any unit.
 
     `type` reads a cell's text as the host does (float cells may be ranges); `FieldSpec.parse` then checks the value.

@@ -134,7 +134,7 @@ class FaceLooks:
             picture = reference.picture()
             source = thumbnail_data_uri(picture, PICTURE_SIDE)
             try:
-                faces = left_to_right(pool.faces(pack, reference, asked.choice))
+                faces = left_to_right(pool.faces(pack, reference, max(1, asked.choice.index)))
             except NoFaceError as error:
                 return FoundFaces(source, picture.size, (), asked.name, str(error)), len(source)
             return FoundFaces(source, picture.size, faces), len(source) + 200 * len(faces)

@@ -10,8 +10,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -24,8 +23,7 @@ KEPT_BYTES = 32 * 1024 * 1024
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Thumbnail:
+class Thumbnail(NamedTuple):
     """A small JPEG as a data URI, and the size of the picture itself in pixels."""
 
     source: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -52,8 +52,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
 RADIOS = (INTENT.name,)
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """What the host needs of a built accordion.
 
     `inputs` is the master switch, then each unit's fields in the order of `FIELDS`. `infotext_fields` pairs components

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -21,8 +21,7 @@ SHORT_ID = len("sha256:") + 12
 KEY_CHARACTERS = 24
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One reference as the strip shows it: a thumbnail, or the sentence that says why there is none.
 
     `key` is what the page's script removes it by: the strip may be older than the references.

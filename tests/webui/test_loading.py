@@ -18,6 +18,9 @@ import pytest
 from tests.webui.conftest import REPOSITORY
 
 PARTS = ("lib_ipadapter", "scripts", "javascript")
+HEAVY = {"transformers", "diffusers", "insightface", "onnxruntime", "cv2", "open_clip", "timm", "sklearn", "scipy"}
+BUDGET = 0.15
+"""Seconds of processor time for importing all that the host's script needs."""
 START = """
 import json, sys
 from pathlib import Path
@@ -81,6 +84,7 @@ import importlib, time
 host = StandIn(extensions=[], data_dir=data)
 before = set(sys.modules)
 sys.path.insert(0, str(extensions[0]))
+sys.pycache_prefix, sys.dont_write_bytecode = str(data / "compiled"), False
 started = time.process_time()
 for name in ("api", "settings", "version", "log", "script"):
     importlib.import_module("lib_ipadapter.webui." + name)
@@ -108,12 +112,12 @@ assert "folders" not in httpx.get(address + "models", trust_env=False, timeout=6
 """
 )
 
-def host_process(code: str, *arguments: Path | str, **environment: str) -> str:
+def host_process(code: str, *arguments: Path | str) -> str:
     """Run it in a new process; its output. Fails with its errors."""
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=REPOSITORY, capture_output=True, text=True,
         encoding="utf-8", check=False, timeout=400,
-        env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"} | environment,
+        env=os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -165,14 +169,14 @@ def test_an_update_while_the_host_runs_asks_for_a_restart(tmp_path: Path) -> Non
 
 
 def test_loading_imports_nothing_heavy_and_is_quick(tmp_path: Path) -> None:
-    measured: dict[str, Any] = {}
-    compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path / "compiled")}
-    for _ in range(2):
-        measured = json.loads(host_process(LIGHT, tmp_path / "data", REPOSITORY, **compiled).splitlines()[-1])
-    heavy = {"transformers", "diffusers", "insightface", "onnxruntime", "cv2", "open_clip", "timm", "sklearn", "scipy"}
-    assert not heavy & set(measured["new"])
-    # The budget is 150 ms on an idle machine; of processor time, as others may be busy too.
-    assert measured["seconds"] < 0.5, measured
+    seconds: list[float] = []
+    # The first process writes the bytecode. Others may be busy on the machine, so the quickest of a few counts.
+    while len(seconds) < 5 and not (len(seconds) > 1 and min(seconds) < BUDGET):
+        output = host_process(LIGHT, tmp_path / "data", REPOSITORY)
+        measured: dict[str, Any] = json.loads(output.splitlines()[-1])
+        assert not HEAVY & set(measured["new"])
+        seconds.append(measured["seconds"])
+    assert min(seconds) < BUDGET, seconds
 
 
 def test_routes_obey_the_hosts_password(tmp_path: Path) -> None:
