@@ -97,13 +97,13 @@ def test_importing_the_installer_installs_nothing_and_running_it_does(tmp_path):
     called = tmp_path / "called"
     isolated = [sys.executable, "-S", "-I", "-c"]
     watch = (
-        "import pathlib, runpy, subprocess, sys; sys.modules.pop('numpy', None)\n"
-        f"def run(command, **_): pathlib.Path({str(called)!r}).write_text(' '.join(map(str, command)))\n"
+        "import runpy, subprocess, sys; sys.modules.pop('numpy', None)\n"
+        f"def run(command, **_): print(*command, file=open({str(called)!r}, 'a', encoding='utf-8'))\n"
         "subprocess.run = lambda command, **_: run(command) or subprocess.CompletedProcess(command, 0)\n"
         f"runpy.run_path({str(ROOT / 'install.py')!r}, run_name=sys.argv[1])\n"
     )
     subprocess.run([*isolated, watch, "install"], check=True)
     assert not called.exists()
     subprocess.run([*isolated, watch, "__main__"], check=True)
-    command = called.read_text(encoding="utf-8").split()
+    command = called.read_text(encoding="utf-8").splitlines()[0].split()
     assert {"--no-deps", "--only-binary=:all:"} < set(command) and command[-3:] == ["numpy", "Pillow", "safetensors"]

@@ -10,8 +10,10 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
+PackName = Literal["buffalo_l", "antelopev2"]
+PACKS: tuple[PackName, ...] = get_args(PackName)
 _DATA = Path(__file__).with_name("known_files.json")
 
 
@@ -62,13 +64,16 @@ class KnownFile:
 
 
 class KnownFaceFile(NamedTuple):
-    """One file of the face packs. `packs` names the packs that contain it; `task` what it does."""
+    """One published face model. `packs` names the packs that adapters need and that contain it; none for a model of
+    others, which measures faces on a scale of its own; `origin` names where it is from; `task` what it does.
+    """
 
     names: tuple[str, ...]
     bytes: int
     sha256: str
-    packs: tuple[str, ...]
+    packs: tuple[PackName, ...]
     task: str
+    origin: str
 
 
 @lru_cache(maxsize=1)
@@ -92,18 +97,31 @@ def _known(row: dict[str, Any]) -> KnownFile:
 
 @lru_cache(maxsize=1)
 def known_face_files() -> tuple[KnownFaceFile, ...]:
-    """List the ONNX files of the published face packs."""
-    files: list[KnownFaceFile] = []
-    for row in _document()["onnx"]:
-        packs = tuple(p for p in ("buffalo_l", "antelopev2") if p in row["packs"] or row["packs"].startswith("both"))
-        files.append(KnownFaceFile(tuple(row["file"].split(" = ")), row["bytes"], row["sha256"], packs, row["task"]))
-    return tuple(files)
+    """List the ONNX files of the published face packs, and those that people take for them."""
+    return tuple(_known_face(row) for row in _document()["onnx"])
+
+
+def _known_face(row: dict[str, Any]) -> KnownFaceFile:
+    origins: list[str] = list(PACKS) if row["packs"].startswith("both") else row["packs"].split(" / ")
+    packs: tuple[PackName, ...] = tuple(pack for pack in PACKS if origins.count(pack))
+    names = tuple(row["file"].split(" = "))
+    return KnownFaceFile(names, row["bytes"], row["sha256"], packs, row["task"], " and ".join(origins))
+
+
+def face_file_by_sha256(digest: str) -> KnownFaceFile | None:
+    """Find the published face model with this sha256."""
+    return next((known for known in known_face_files() if known.sha256 == digest), None)
 
 
 @lru_cache(maxsize=1)
 def face_pack_sizes() -> dict[str, int]:
     """Map each published face pack's zip name to its length in bytes."""
     return {row["name"]: row["bytes"] for row in _document()["zips"]}
+
+
+def face_pack_url(pack: PackName) -> str:
+    """Where the pack's publisher has its zip."""
+    return next(row["urls"][0] for row in _document()["zips"] if row["name"] == f"{pack}.zip")
 
 
 def by_id(known_id: str) -> KnownFile:

@@ -48,6 +48,10 @@ class WrongEncoderError(IPAdapterError):
     """An encoder's features are missing or not of the width an adapter's projector was made for."""
 
 
+class FacePackError(IPAdapterError):
+    """The face models an adapter needs are not in the searched folders, or only in part, or are another pack's."""
+
+
 class NotANumberError(IPAdapterError):
     """An encoder or an adapter computed NaN or infinity, which would make the picture black."""
 

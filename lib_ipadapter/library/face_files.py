@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from . import archives
 from .catalogue import KnownFaceFile, face_pack_sizes, known_face_files
+from .onnx_headers import face_role, read_onnx_header
+from .streams import Span
 from .verdicts import Verdict
 
 
@@ -46,13 +48,12 @@ def _pack(size: int, names: list[str]) -> Verdict | None:
     models = [name.rsplit("/", 1)[-1] for name in names if name.lower().endswith(".onnx")]
     if not models:
         return None
-    packs = {pack for known in known_face_files() for pack in known.packs[:1] if len(known.packs) == 1
-             and set(known.names) & set(models)}  # fmt: skip
+    packs = {known.packs[0] for known in known_face_files() if len(known.packs) == 1 and set(known.names) & set(models)}
     pack = packs.pop() if len(packs) == 1 else ""
     rule = "size" if size in face_pack_sizes().values() else "name"
     return Verdict(
         "not_adapter",
-        f"A zip of {len(models)} face models{f' ({pack})' if pack else ''}; unpack it into models/insightface.",
+        f"A zip of {len(models)} face models{f' ({pack})' if pack else ''}; put it, as it is, into models/insightface.",
         kind="face_model",
         variant=pack or "pack",
         encoder=(pack,) if pack else (),
@@ -65,7 +66,7 @@ def _onnx(path: Path, size: int) -> Verdict:
     by_name = next((known for known in known_face_files() if path.name.lower() in known.names), None)
     known = by_size or by_name
     if known is None:
-        return Verdict("not_adapter", "An ONNX model that is in none of the known face packs.")
+        return _unknown(path, size)
     encoder = known.packs if len(known.packs) == 1 else ()
     return Verdict(
         "not_adapter",
@@ -77,8 +78,17 @@ def _onnx(path: Path, size: int) -> Verdict:
     )
 
 
+def _unknown(path: Path, size: int) -> Verdict:
+    """An ONNX model of no known length or name. Raises: AdapterFileError, OSError."""
+    with path.open("rb") as file:
+        role = face_role(read_onnx_header(Span(file, 0, size)))
+    if not role:
+        return Verdict("not_adapter", "An ONNX model, neither a face detector nor a face recogniser.")
+    return Verdict("not_adapter", f"A face {role} that is in none of the known face packs.", kind="face_model")
+
+
 def _sentence(known: KnownFaceFile, *, sure: bool, size: int) -> str:
-    what = f"A face model ({known.task}) of {' and '.join(known.packs)}"
+    what = f"A face model ({known.task}) of {known.origin}"
     if sure:
         return f"{what}, known by its exact size."
     return f"{what} by its name alone: it has {size} bytes, the published file {known.bytes}."

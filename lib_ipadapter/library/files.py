@@ -21,6 +21,8 @@ from .spec import Feature, FileReport, VisionEncoderSpec
 
 MODEL_EXTENSIONS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 MAX_FILES = 20_000
+MAX_ENTRIES = 200_000
+"""Of files and folders below one searched folder: somebody who searches a whole disk shall not wait for it."""
 
 _reports: dict[tuple[str, int, int], FileReport] = {}
 _reports_lock = threading.Lock()
@@ -188,6 +190,7 @@ def scan(folders: Sequence[Path], extensions: Sequence[str] = MODEL_EXTENSIONS) 
 def walk(folder: Path, extensions: Sequence[str], seen: set[str], problems: list[str]) -> Iterable[Path]:
     """Yield the files below a folder in name order; adds to `seen` (real paths) and `problems` (sentences)."""
     pending = [folder]
+    left = MAX_ENTRIES
     while pending:
         here = pending.pop()
         try:
@@ -200,6 +203,12 @@ def walk(folder: Path, extensions: Sequence[str], seen: set[str], problems: list
         except OSError as error:
             problems.append(f"The folder {shown_path(here)} cannot be read: {error.strerror or error}.")
             continue
+        left -= len(listed)
+        if left < 0:
+            problems.append(
+                f"{shown_path(folder)} holds more than {MAX_ENTRIES} files and folders; the rest is not looked at."
+            )
+            return
         below: list[Path] = []
         for entry in listed:
             path = here / entry.name

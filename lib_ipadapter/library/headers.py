@@ -66,7 +66,7 @@ def _read(file: BinaryIO, path: Path, size: int, lenient: bool) -> Header:
     if path.suffix.lower() in UNFINISHED_SUFFIXES:
         raise AdapterFileError(f"An unfinished download ({size} bytes so far); let it finish or download it again.")
     start = file.read(512)
-    _refuse_foreign(start, size)
+    refuse_foreign(start, size)
     if start.startswith(archives.LOCAL_MAGIC):
         return _read_torch(file, size, lenient)
     if start[8:9] == b"{":
@@ -80,7 +80,8 @@ def _read(file: BinaryIO, path: Path, size: int, lenient: bool) -> Header:
     raise AdapterFileError(f"Not a model file: it is neither safetensors nor a torch zip and starts with '{first}'.")
 
 
-def _refuse_foreign(start: bytes, size: int) -> None:
+def refuse_foreign(start: bytes, size: int) -> None:
+    """Raises: AdapterFileError when what begins with `start` is what people save in a model's place by mistake."""
     if size == 0:
         raise AdapterFileError("The file is empty (0 bytes); download it again.")
     if start.startswith(b"version https://git-lfs"):
