@@ -98,7 +98,7 @@ def face_list() -> str:
     """What a person's photo needs, and the table of all FaceID adapters."""
     lines = [_beginning_face(base, by_id(known_id)) for base, known_id in START_FACES.items()]
     lines += ["", "<details><summary>All FaceID adapters</summary>", ""]
-    lines += ["| File | For | Checkpoint | LoRA | Encoder | Size | Licence | Publisher |", "|---|---|---|---|---|---|---|---|"]
+    lines += ["| File | For | Checkpoint | LoRA | Encoder | Size | Licence | Publisher |", "|---" * 8 + "|"]
     for known in face_adapters():
         needed = ", ".join(f"`{_saved_as(encoders()[name])}`" for name in known.encoders if name != FACE_PACK)
         lora = "inside" if known.lora else ""

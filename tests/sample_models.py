@@ -55,11 +55,10 @@ def cross_attentions(checkpoint: Path) -> tuple[list[int], int]:
 def write_sample_models(checkpoint: Path, folder: Path, seed: int = 0) -> dict[str, Path]:
     """Write adapters for pictures and for faces, their encoder and a face pack; returns what was written.
 
-    Base (safetensors), plus, FaceID and FaceID Plus v2 (nested .bin, the last two with their LoRA inside). The pack finds
-    and tells apart the faces that `tests.encoders.face_pictures` draws.
+    Base (safetensors), plus, FaceID and FaceID Plus v2 (nested .bin, the last two with their LoRA inside). The pack
+    finds and tells apart the faces that `tests.encoders.face_pictures` draws.
     """
     widths, context = cross_attentions(checkpoint)
-    suffix = SUFFIXES[context]
     folder.mkdir(parents=True, exist_ok=True)
     encoder = folder / "sample-vision-encoder.safetensors"
     if not encoder.exists():

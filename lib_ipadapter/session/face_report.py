@@ -5,7 +5,7 @@ What the page shows is `webui.face_looks`'.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -21,18 +21,16 @@ MAX_DETAILED = 64
 """Faces of one picture that are aligned and recognised: the largest ones, and the one that counts."""
 
 
-@dataclass(frozen=True)
-class ReportedFace:
+class ReportedFace(NamedTuple):
     """One face: `crop` and `embedding` (512,), raw, where they were asked for and it is not one too many."""
 
     face: Face
     warnings: tuple[str, ...] = ()
-    crop: Image.Image | None = field(default=None, repr=False)
-    embedding: Tensor | None = field(default=None, repr=False)
+    crop: Image.Image | None = None
+    embedding: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class FaceReport:
+class FaceReport(NamedTuple):
     """The faces of a picture of `size`, left to right; `chosen` is the number of the one that counts, from 1."""
 
     size: tuple[int, int]

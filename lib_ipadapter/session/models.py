@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..library.errors import (
-    AdapterFileError,
     AdapterNotFoundError,
     EncoderNotFoundError,
     FacePackError,
@@ -59,7 +58,7 @@ class Choice:
 
 
 class Models:
-    """Knows the files in `folders()` and the face packs in `face_folders()`; scans when first asked and at `refresh`."""
+    """Knows the files in `folders()` and the packs in `face_folders()`; scans when first asked and at `refresh`."""
 
     def __init__(
         self, folders: Callable[[], Sequence[Path]], face_folders: Callable[[], Sequence[Path]] | None = None

@@ -22,7 +22,7 @@ from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
 from .face_html import FacePreview, face_preview_html
 from .looks import Looks
-from .strip import Drawing, message_line, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
 FOLLOWS_UP = "+"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
@@ -139,7 +139,7 @@ class Events:
             self.explain(adapter, intent),
         )
 
-    def draw_strip(self, number: int, references: str, drawing: Drawing = Drawing()) -> str:
+    def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""
         store, looks = self._services.store(), self._services.looks()
         items, problem = attempt(lambda: IMAGES.parse(references), ())

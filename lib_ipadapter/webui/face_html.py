@@ -1,14 +1,14 @@
 """The HTML of a face adapter's preview: each reference with its faces, and beside it the aligned crop that goes in.
 
-`events` draws with it. Every face is a button over the picture; `javascript/ipadapter_faces.js` writes the choice that a
-click makes into the unit's field, and `style.css` draws. Every text from outside is escaped.
+`events` draws with it. Every face is a button over the picture; `javascript/ipadapter_faces.js` writes the choice that
+a click makes into the unit's field, and `style.css` draws. Every text from outside is escaped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from ..encoders.faces import Face
 from ..session.faces import CROP_SIDE
@@ -19,8 +19,7 @@ MAX_SHOWN = 100
 """Faces of one picture that get a button: the largest ones, and the chosen one."""
 
 
-@dataclass(frozen=True)
-class FacePreview:
+class FacePreview(NamedTuple):
     """A unit's references as its face adapter sees them; `with_clip` when CLIP sees the crops too.
 
     `notes` are about the pictures together.
@@ -44,7 +43,8 @@ def face_preview_html(preview: FacePreview) -> str:
 
 
 def _figure(picture: FacePicture, with_clip: bool) -> str:
-    lines = [message_line(_sentence(warning), error=False) for warning in (picture.read.warnings if picture.read else ())]
+    warnings = picture.read.warnings if picture.read is not None else ()
+    lines = [message_line(warning, error=False) for warning in warnings]
     if picture.problem:
         lines.append(message_line(picture.problem))
     if picture.pending:
@@ -69,7 +69,10 @@ def _picture(picture: FacePicture, found: FoundFaces) -> str:
     """The picture and over it a button for each face; larger faces lie below smaller ones."""
     width, height = found.size
     by_area = sorted(range(len(found.faces)), key=lambda place: -found.faces[place].area)
-    shown = sorted({*by_area[:MAX_SHOWN], *([picture.chosen] if picture.chosen >= 0 else [])})
+    shown = by_area[:MAX_SHOWN]
+    if picture.chosen >= 0 and picture.chosen not in shown:
+        shown.append(picture.chosen)
+    shown.sort()
     layers = {place: layer for layer, place in enumerate(by_area, 1)}
     buttons = "".join(_button(found, place, layers[place], chosen=place == picture.chosen) for place in shown)
     points = "".join(_points(found.faces[place], found.size, chosen=place == picture.chosen) for place in shown)
@@ -134,7 +137,3 @@ def _crop(name: str, source: str, with_clip: bool) -> str:
         f'<img class="ipadapter-face-crop" src="{escape(source)}" alt="Aligned face of {escape(name)}: {seen}" '
         f'title="Aligned face, {CROP_SIDE} x {CROP_SIDE}: {seen}" tabindex="0">'
     )
-
-
-def _sentence(warning: str) -> str:
-    return warning[:1].upper() + warning[1:]

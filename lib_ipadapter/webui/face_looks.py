@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -28,8 +28,7 @@ DRAWING_SECONDS = 1.5
 """A drawing starts no analysis after this; the page's script asks again for the rest."""
 
 
-@dataclass(frozen=True)
-class AskedPicture:
+class AskedPicture(NamedTuple):
     """A reference of a unit, what it is called on the page, and which of its faces counts."""
 
     reference: str
@@ -37,8 +36,7 @@ class AskedPicture:
     choice: FaceChoice
 
 
-@dataclass(frozen=True)
-class FoundFaces:
+class FoundFaces(NamedTuple):
     """A picture's faces, left to right, in its own pixels; `source` is a JPEG of at most `PICTURE_SIDE` a side.
 
     `problem` is the sentence that says that there is none and calls the picture `name`.
@@ -51,17 +49,15 @@ class FoundFaces:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class ReadFace:
+class ReadFace(NamedTuple):
     """The face that counts: aligned, as a PNG data URI; what may make it a poor reference; its raw embedding."""
 
     crop: str
     warnings: tuple[str, ...]
-    embedding: Tensor = field(repr=False)
+    embedding: Tensor
 
 
-@dataclass(frozen=True)
-class FacePicture:
+class FacePicture(NamedTuple):
     """What is shown of one reference: what is known of it, and what is wrong with it.
 
     `chosen` is the place of the face that counts in `found.faces`, -1 where none does.
@@ -109,9 +105,8 @@ class FaceLooks:
         found = self._cache.get(_key(pack, asked), FoundFaces)
         if found is None:
             return FacePicture(asked.reference, asked.name)
-        return replace(
-            _with_choice(asked, found), read=self._cache.get((*_key(pack, asked), str(asked.choice)), ReadFace)
-        )
+        read = self._cache.get((*_key(pack, asked), str(asked.choice)), ReadFace)
+        return _with_choice(asked, found)._replace(read=read)
 
     def _analysed(self, pool: FacePool, pack: FacePack, asked: AskedPicture, store: ImageStore) -> FacePicture:
         try:
@@ -127,7 +122,7 @@ class FaceLooks:
         warnings = tuple(warning.removeprefix(f"{asked.name}: ") for warning in reading.warnings)
         read = ReadFace(png_data_uri(reading.crop), warnings, reading.embedding)
         self._cache.put((*_key(pack, asked), str(asked.choice)), read, len(read.crop) + read.embedding.nbytes)
-        return replace(seen, read=read)
+        return seen._replace(read=read)
 
     def _found(self, pool: FacePool, pack: FacePack, asked: AskedPicture, reference: Reference) -> FoundFaces:
         def find() -> tuple[FoundFaces, int]:
@@ -147,13 +142,13 @@ def _with_choice(asked: AskedPicture, found: FoundFaces) -> FacePicture:
     shown = FacePicture(asked.reference, asked.name, found)
     if not found.faces:
         # Its place, and so its name, may have changed since.
-        return replace(shown, problem=found.problem.replace(found.name, asked.name, 1))
+        return shown._replace(problem=found.problem.replace(found.name, asked.name, 1))
     by_area = sorted(found.faces, key=lambda face: face.area, reverse=True)
     try:
         face = chosen_face(by_area, asked.choice, found.size, asked.name)
     except NoFaceError as error:
-        return replace(shown, problem=str(error))
-    return replace(shown, chosen=found.faces.index(face))
+        return shown._replace(problem=str(error))
+    return shown._replace(chosen=found.faces.index(face))
 
 
 def _key(pack: FacePack, asked: AskedPicture) -> tuple[object, ...]:

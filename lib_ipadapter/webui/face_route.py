@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fastapi import Body, HTTPException
 
@@ -24,8 +23,7 @@ NAME = "The picture"
 KEYS = ("image", "face", "pack", "embedding", "crops")
 
 
-@dataclass(frozen=True)
-class FaceQuery:
+class FaceQuery(NamedTuple):
     """What a program asks, checked."""
 
     image: str
@@ -35,7 +33,7 @@ class FaceQuery:
     crops: bool
 
 
-def faces(body: Any = Body(None)) -> dict[str, Any]:
+def faces(body: Any = Body(None)) -> dict[str, Any]:  # noqa: B008 - FastAPI's form
     """The faces of one picture, left to right, and which of them counts.
 
     The body: `image` (base64, data URI, or the sha256 id of a stored picture), `face` ("largest", "best", a number from

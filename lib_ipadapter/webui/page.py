@@ -104,9 +104,10 @@ class PageServices:
     def _side(self, adapter: str, intent: str, crop: str) -> int:
         """The side of the square that is encoded; the usual one while `explain` still says what is missing."""
         try:
-            return choice_view(services().models.choose(adapter, intent, [loaded_base()]), crop).side
+            view = choice_view(services().models.choose(adapter, intent, [loaded_base()]), crop)
         except IPAdapterError:
             return USUAL_SIDE
+        return view.side if view is not None else USUAL_SIDE
 
     def host_notice(self) -> str:
         return services().host.too_old() or installed_notice()

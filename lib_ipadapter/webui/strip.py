@@ -48,8 +48,7 @@ def removal_key(reference: str) -> str:
     return f"{len(reference)}:{reference[-KEY_CHARACTERS:]}"
 
 
-@dataclass(frozen=True)
-class Drawing:
+class Drawing(NamedTuple):
     """What the page's script reads from a drawing: its number, by which it knows that the answer has arrived, whether
     the fields of a face mean something to the unit, and how many pictures are still to be analysed.
     """
@@ -59,7 +58,11 @@ class Drawing:
     pending: int = 0
 
 
-def strip_html(unit: int, tiles: Sequence[Tile], drawing: Drawing = Drawing()) -> str:
+NO_DRAWING = Drawing()
+"""Of a strip that nobody waits for."""
+
+
+def strip_html(unit: int, tiles: Sequence[Tile], drawing: Drawing = NO_DRAWING) -> str:
     """The strip of a unit: thumbnails with a remove button each, and the tile that adds pictures."""
     items = "".join(_tile_html(index, one) for index, one in enumerate(tiles))
     label = "Drop, paste or choose more" if tiles else "Drop, paste or choose reference pictures"
@@ -72,7 +75,8 @@ def strip_html(unit: int, tiles: Sequence[Tile], drawing: Drawing = Drawing()) -
     problems = "".join(message_line(one.problem) for one in tiles if one.problem)
     return (
         f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}" '
-        f'data-turn="{escape(drawing.turn)}" data-faces="{str(drawing.faces).lower()}" data-pending="{drawing.pending}">'
+        f'data-turn="{escape(drawing.turn)}" data-faces="{str(drawing.faces).lower()}" '
+        f'data-pending="{drawing.pending}">'
         f'<ul class="ipadapter-tiles">{items}</ul>'
         f'<button type="button" class="ipadapter-add" aria-label="Add reference pictures to unit {unit}">'
         f'<span class="ipadapter-plus" aria-hidden="true">+</span><span>{label}</span></button>{clear}</div>{problems}'

@@ -1,4 +1,4 @@
-"""What the preview of a face adapter shows: a button for every face, the one that counts, what is wrong with a picture."""
+"""What the preview of a face adapter shows: a button for every face, the one that counts, what is wrong with it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_crop_says_who_sees_it(with_clip, says):
 
 def test_warnings_are_notes_and_a_problem_is_an_error():
     html = face_preview_html(
-        FacePreview([picture(face(1, 1), warnings=("the face is 20 pixels wide.",)),
+        FacePreview([picture(face(1, 1), warnings=("The face is 20 pixels wide.",)),
                      picture(chosen=-1, read=False, problem=f"Reference 2: no face {HOSTILE}")], notes=["They differ."])
     )  # fmt: skip
     assert '<p role="status" class="ipadapter-note">The face is 20 pixels wide.</p>' in html

@@ -167,7 +167,8 @@ def test_a_unit_that_the_infotext_lacks_is_switched_off(build):
 
     unit = Unit(images=("sha256:" + "a" * 64,))
     params = {infotext_key(2): unit_to_infotext(unit, unit.images, {})}
-    enabled = [paste(params) for component, paste in build().infotext_fields if str(component.elem_id).endswith("enabled")]
+    pastes = [paste for component, paste in build().infotext_fields if str(component.elem_id).endswith("enabled")]
+    enabled = [paste(params) for paste in pastes]
     assert enabled == [False, True, False]
 
 
