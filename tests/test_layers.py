@@ -20,7 +20,7 @@ SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 ALLOWED: dict[str, set[str]] = {
     "library": set(),
     "units": {"library.errors"},
-    "core": {"library.spec", "library.errors"},
+    "core": {"library.spec", "library.errors", "library.attention_ids"},
     "encoders": {"core", "library"},
     "hosts": {"core", "library"},
     "session": {"hosts", "encoders", "core", "library", "units"},

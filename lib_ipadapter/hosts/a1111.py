@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from .a1111_loras import build_network
 from .base import CallReader, LaterCheckpoint, search_folders, torch_too_old
+from .loras import HostLora, lora_folders, typed_loras
 from .rows import SequenceReader
 
 
@@ -110,6 +112,15 @@ class A1111Host:
             *(folder / "models" for folder in controlnet),
             *(Path(folder) / "clip_vision" for folder in annotators if folder),
         )
+
+    def typed_loras(self) -> Sequence[Path]:
+        return typed_loras()
+
+    def lora_folders(self) -> Sequence[Path]:
+        return lora_folders()
+
+    def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
+        return build_network(p.sd_model, name, weights)
 
 
 def later_checkpoints(p: Any) -> list[LaterCheckpoint]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -15,6 +15,7 @@ from torch.torch_version import TorchVersion
 
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
+from .loras import HostLora
 
 OLDEST_TORCH = "2.1"
 """The first with hooks that are called after a failure too, and with mapped and assigned weights."""
@@ -106,6 +107,22 @@ class Host(Protocol):
 
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         """Where adapters and vision encoders are looked for, first to last; `extra` are the user's own."""
+        ...
+
+    def typed_loras(self) -> Sequence[Path]:
+        """Files of the LoRAs that the prompt has put on for the pass that is about to start; never ours."""
+        ...
+
+    def lora_folders(self) -> Sequence[Path]:
+        """Where the user keeps LoRAs."""
+        ...
+
+    def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
+        """Bring a LoRA into the host's form for the UNet that `p` calls right now.
+
+        `name` tells it from every other, `weights` have kohya's names (`lora_unet_….lora_down.weight`).
+        Raises: UnsupportedHostStateError, WrongBaseError.
+        """
         ...
 
 

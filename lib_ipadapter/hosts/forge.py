@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from .base import (
     search_folders,
     torch_too_old,
 )
+from .forge_loras import build_patches
+from .loras import HostLora, lora_folders, typed_loras
 from .rows import contradicts, rows_by_context, text_rows
 
 
@@ -115,6 +117,20 @@ class ForgeHost:
             shared.opts.data.get("control_net_models_path"),
             forge_shared.preprocessor_dir,
         )
+
+    def typed_loras(self) -> Sequence[Path]:
+        return typed_loras()
+
+    def lora_folders(self) -> Sequence[Path]:
+        return lora_folders()
+
+    def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
+        def load(patcher: Any) -> None:
+            sides = (max(p.height, getattr(p, "hr_upscale_to_y", 0)), max(p.width, getattr(p, "hr_upscale_to_x", 0)))
+            room = patcher.memory_required([2 * p.batch_size, 4, *(side // 8 for side in sides)])
+            _memory().load_models_gpu([patcher], room)
+
+        return build_patches(p.sd_model, name, weights, load)
 
 
 _Place = tuple[int, tuple[int, ...], int]

@@ -28,6 +28,11 @@ class ResultCache:
         """Bytes held now; never more than the cap."""
         return self._held
 
+    @property
+    def cap_bytes(self) -> int:
+        """The bound; 0 where nothing is kept."""
+        return self._cap
+
     def set_cap(self, cap_bytes: int) -> None:
         """Change the bound; what no longer fits is dropped at once."""
         with self._lock:

@@ -7,7 +7,7 @@ fails or no step used the unit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..units.images import ImageStore
@@ -32,8 +32,8 @@ class Claims:
             stored = [value for value in unit.images if store.has(value)]
             p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
 
-    def make(self, p: Any, prepared: Sequence[PreparedUnit]) -> None:
-        """Claim these units and no others."""
+    def make(self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str]) -> None:
+        """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong."""
         self.retract(p)
         for one in prepared:
             choice = one.choice
@@ -42,6 +42,8 @@ class Claims:
                 ran["encoder"] = choice.encoder.name
             if choice.pack is not None:
                 ran["faces"] = choice.pack.name
+            if one.number in loras:
+                ran["lora"] = loras[one.number]
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:
@@ -64,17 +66,3 @@ class Claims:
         """Remove what another job of this object, or of the one it was copied from, has said."""
         self.retract(p)
         p.extra_generation_params.pop(WARNING_KEY, None)
-
-
-def idle_sentence(prepared: PreparedUnit, attached: bool) -> str:
-    """Why a unit that was ready did not act in any step."""
-    number, unit = prepared.number, prepared.unit
-    if not attached:
-        return (
-            f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
-            "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
-        )
-    return (
-        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
-        f"({unit.end:g}). Widen the range or use more steps."
-    )

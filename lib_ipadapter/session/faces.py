@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -59,6 +59,13 @@ class FaceReading:
     warnings: tuple[str, ...] = ()
 
 
+class _Searched(NamedTuple):
+    """What a search for at least `wanted` faces has found."""
+
+    faces: tuple[Face, ...]
+    wanted: int
+
+
 class FacePool:
     """Analyses pictures with whatever pack each unit needs, holding one engine at a time.
 
@@ -91,12 +98,14 @@ class FacePool:
         Raises: NoFaceError naming the picture, where there is none; IPAdapterError.
         """
 
-        def find() -> tuple[tuple[Face, ...], int]:
+        key = ("faces", reference.digest, pack.fingerprint)
+        known = self._cache.get(key, _Searched)
+        if known is None or (len(known.faces) < wanted and known.wanted < wanted):
             self.analysed += 1
             found = find_faces(self._engine(pack), _pixels(reference.picture()), reference.name, wanted)
-            return found, FACE_BYTES * len(found)
-
-        return self._cache.get_or_make(("faces", reference.digest, pack.fingerprint, wanted), tuple, find)
+            known = _Searched(found, wanted)
+            self._cache.put(key, known, FACE_BYTES * len(found))
+        return known.faces
 
     def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
         """The chosen face of a picture. Raises: NoFaceError naming the picture; IPAdapterError."""

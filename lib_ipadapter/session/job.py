@@ -17,13 +17,14 @@ from PIL import Image
 from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
-from .claims import Claims, idle_sentence
-from .failures import afresh, as_named
+from .claims import Claims
 from .faces import FacePool
+from .failures import afresh, as_named
 from .features import EncoderPool
-from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
-from .planning import plan_units
-from .prepare import PreparedUnit, prepare_unit
+from .loras import JobLoras
+from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass, why_idle
+from .planning import loaded_base, plan_units
+from .prepare import PreparedUnit, lora_request, prepare_unit
 from .scoring import IdentityScores, scores_for
 from .services import Services
 from .wrapping import WrappedSample
@@ -106,9 +107,12 @@ class Job:
         """Attach to the UNet of the pass (base, hires) that is about to start; called again, it starts afresh."""
         if self._plan is None:
             return
+        self._begin_pass(sampling=False)
+
+    def _begin_pass(self, *, sampling: bool) -> None:
         self._reader.forget()
         self._passes += 1
-        self._guarded(self._attach)
+        self._guarded(lambda: self._attach(sampling=sampling))
 
     def before_step(self, params: Any) -> None:
         """Follow a UNet that changed between steps (refiner) and tell the reader what this step's rows are.
@@ -118,13 +122,14 @@ class Job:
         if self._plan is None:
             return
         if self._pass is None:
-            self.before_sampling()
+            self._begin_pass(sampling=True)
             if self._plan is None:
                 return
 
         def follow() -> None:
             if self._pass is not None and self._services.host.unet(self.p) is not self._pass.unet:
-                self._attach()
+                self._attach(sampling=True)
+            self._check_loras()
             self._reader.begin_step(params)
 
         self._guarded(follow)
@@ -153,9 +158,11 @@ class Job:
         if self._scores is not None:
             self._scores.close()
 
-    def _detach(self) -> None:
+    def _detach(self, *, sampling: bool = False) -> None:
         if self._pass is not None:
-            self._pass.close()
+            self._pass.close(sampling=sampling)
+        if self._plan is not None:
+            self._plan.loras.finish()
         self._pass = None
         self._plan = None
         self._reader.forget()
@@ -214,20 +221,24 @@ class Job:
         if not active:
             self._claims.retract(self.p)
             return None
-        prepared = self._prepare_units(active)
-        self._claims.make(self.p, prepared)
+        loras = JobLoras(self._services, self._warn)
+        prepared = self._prepare_units(active, loras)
+        loras.expect([unit.number for unit in prepared])
+        self._claims.make(self.p, prepared, loras.told)
         if self._scores is None:  # this job's first batch
             self._scores = scores_for(prepared, self._services, self._warn)
-        return PassPlan(tuple(prepared)) if prepared else None
+        return PassPlan(tuple(prepared), loras) if prepared else None
 
-    def _prepare_units(self, active: list[Any]) -> list[PreparedUnit]:
+    def _prepare_units(self, active: list[Any], loras: JobLoras) -> list[PreparedUnit]:
         services, store = self._services, self._services.store()
+        base = loaded_base(self.p, services)
         prepared: list[PreparedUnit] = []
         host, cache = services.host, services.cache
         with EncoderPool(host, cache) as pool, FacePool(host, cache) as faces:
             for number, unit, choice in plan_units(self.p, active, services, self._failed_unit):
                 try:
                     one = prepare_unit(number, unit, choice, pool=pool, faces=faces, store=store, cache=cache)
+                    loras.prepare(self.p, lora_request(one), fits_now=choice.spec.base == base)
                 except Exception as error:
                     self._failed_unit(number, as_named(error, "The unit"))
                     continue
@@ -249,6 +260,7 @@ class Job:
         """After sampling: raise when the units could not have acted; say nothing of those that did not."""
         if self._failure is not None:
             raise self._failure
+        self._check_loras()
         interrupted = self._services.host.interrupted()
         if not self._passes and not interrupted:
             self._fail(UnsupportedHostStateError(
@@ -256,19 +268,24 @@ class Job:
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
             ))  # fmt: skip
             return
+        self._claims.make(self.p, plan.units, plan.loras.told)
         self._claims.retract(self.p, keep=plan.acted)
         for unit in plan.units:
             if unit.number not in plan.acted and not interrupted:
-                self._warn(idle_sentence(unit, unit.number in plan.attached))
+                self._warn(why_idle(unit, unit.number in plan.attached))
 
     # -- shared
 
-    def _attach(self) -> None:
+    def _attach(self, *, sampling: bool) -> None:
         if self._pass is not None:
             self._pass.close()
         unet = self._services.host.unet(self.p)
         assert self._plan is not None
-        self._pass = attach_pass(unet, self._plan, self._read_call, self._warn)
+        self._pass = attach_pass(self.p, unet, self._plan, self._read_call, self._warn, sampling=sampling)
+
+    def _check_loras(self) -> None:
+        if self._pass is not None:
+            self._pass.check_loras(self._services.stop_on_failure(), self._warn)
 
     def _read_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> UNetCall | None:
         if self._failure is not None:
@@ -313,7 +330,7 @@ class Job:
         """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
         acted = self._plan.acted if self._plan is not None else ()
         passes = self._passes
-        self._detach()
+        self._detach(sampling=True)
         self._claims.retract(self.p, keep=acted)
         without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
         self._warn(f"{without} without image prompts. {error}")

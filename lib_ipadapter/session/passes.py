@@ -11,17 +11,19 @@ from torch import nn
 from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
 from ..core.weighting import layer_weights
-from ..library.errors import IPAdapterError, WrongBaseError
+from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
+from .loras import JobLoras, PassLoras
 from .planning import base_of
 from .prepare import PreparedUnit
 
 
 @dataclass(frozen=True)
 class PassPlan:
-    """The job's prepared units, and the numbers of those that were in a pass, and acted in a step, so far."""
+    """The job's prepared units and LoRAs, and the numbers of the units that were in a pass, and acted, so far."""
 
     units: tuple[PreparedUnit, ...]
+    loras: JobLoras
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
 
@@ -29,24 +31,48 @@ class PassPlan:
 class PassAttachment:
     """What is attached to `unet`; `close` removes it."""
 
-    def __init__(self, unet: nn.Module, scope: AttachmentScope, plan: PassPlan, units: Sequence[PreparedUnit]) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        scope: AttachmentScope,
+        plan: PassPlan,
+        units: Sequence[PreparedUnit],
+        loras: PassLoras,
+    ) -> None:
         self.unet = unet
         self._scope = scope
         self._plan = plan
         self._units = units
+        self._loras = loras
+        self._called = False
 
     def note(self, fraction: float) -> None:
         """Remember which units act in a step before which `fraction` of the pass was done."""
+        self._called = True
         self._plan.acted.update(unit.number for unit in self._units if unit.window.active(fraction))
 
-    def close(self) -> None:
+    def check_loras(self, stop: bool, warn: Callable[[str], None]) -> None:
+        """Where the UNet was called and the host did not apply a LoRA: raise UnsupportedHostStateError, or warn."""
+        failure = self._loras.failure() if self._called else ""
+        if failure and stop:
+            raise UnsupportedHostStateError(failure)
+        if failure:
+            self._plan.loras.deny()
+            warn(failure)
+
+    def close(self, *, sampling: bool = False) -> None:
+        """Remove all of it; `sampling` says that the pass goes on without."""
         self._scope.close()
+        self._loras.close(sampling=sampling)
 
 
 def attach_pass(
-    unet: nn.Module, plan: PassPlan, read_call: ReadCall, warn: Callable[[str], None]
+    p: Any, unet: nn.Module, plan: PassPlan, read_call: ReadCall, warn: Callable[[str], None], *, sampling: bool = False
 ) -> PassAttachment:
-    """Attach the units that fit `unet`; one that does not is off in this pass, and `warn` is told."""
+    """Attach the units that fit `unet`; one that does not is off in this pass, and `warn` is told.
+
+    `sampling` says that the pass is under way already: the refiner came, or nobody announced it.
+    """
     layers = find_cross_attention(unet)
     fitting: list[PreparedUnit] = []
     for unit in plan.units:
@@ -66,7 +92,13 @@ def attach_pass(
         for unit in fitting
     ]
     plan.attached.update(unit.number for unit in fitting)
-    return PassAttachment(unet, attach(unet, attentions, read_call, layers), plan, fitting)
+    scope = attach(unet, attentions, read_call, layers)
+    try:
+        loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
+    except BaseException:
+        scope.close()
+        raise
+    return PassAttachment(unet, scope, plan, fitting, loras)
 
 
 def _layers_for(unit: PreparedUnit) -> str:
@@ -94,4 +126,18 @@ def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> Pas
 
     scope = AttachmentScope()
     scope.hold(unet.register_forward_pre_hook(refuse, prepend=True))
-    return PassAttachment(unet, scope, plan, ())
+    return PassAttachment(unet, scope, plan, (), PassLoras(()))
+
+
+def why_idle(prepared: PreparedUnit, attached: bool) -> str:
+    """Why a unit that was ready did not act in any step."""
+    number, unit = prepared.number, prepared.unit
+    if not attached:
+        return (
+            f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
+            "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
+        )
+    return (
+        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
+        f"({unit.end:g}). Widen the range or use more steps."
+    )

@@ -49,6 +49,12 @@ def plan_units(
         yield number, unit, choice
 
 
+def loaded_base(p: Any, services: Services) -> str:
+    """The base of the UNet that the job calls now. Raises: WrongBaseError."""
+    unet = services.host.unet(p)
+    return base_of(unet, find_cross_attention(unet))
+
+
 def base_of(unet: nn.Module, layers: Sequence[CrossAttentionLayer]) -> str:
     """SD1, SD2, SDXL or Kolors by the UNet's structure.
 

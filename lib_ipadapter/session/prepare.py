@@ -20,6 +20,7 @@ from ..units.unit import Unit
 from .cache import ResultCache
 from .faces import FacePool
 from .features import EncoderPool, Reference, View, require_finite
+from .loras import LoraRequest
 from .models import Choice
 from .tokens import combination, face_tokens, picture_tokens
 
@@ -110,6 +111,12 @@ def _work(squares: int, pictures: int) -> str:
     done = [f"{n} {what}{'' if n == 1 else 's'} {how}" for n, what, how in
             ((pictures, "picture", "analysed"), (squares, "square", "encoded")) if n]  # fmt: skip
     return ", ".join(done) or "projected anew"
+
+
+def lora_request(prepared: PreparedUnit) -> LoraRequest:
+    """What a unit asks of its adapter's LoRA; adapters without one, and a strength of 0, ask nothing."""
+    choice = prepared.choice
+    return LoraRequest(prepared.number, prepared.unit.lora, choice.spec, choice.path, choice.fingerprint)
 
 
 def read_references(unit: Unit, store: ImageStore) -> list[Reference]:

@@ -19,8 +19,8 @@ from ..library.errors import FacePackError
 from ..library.face_packs import FacePack
 from ..units.face_choice import choice_for, parse_face_choices
 from ..units.infotext import infotext_key
-from .failures import as_named
 from .faces import FacePool, mean_embedding
+from .failures import as_named
 from .models import FACE_PACKS, Models
 from .prepare import PreparedUnit, read_references
 from .services import Services

@@ -9,6 +9,7 @@ from ..hosts.base import Host
 from ..units.images import ImageStore
 from .cache import ResultCache
 from .models import Models
+from .shelf import LoraShelf
 
 
 class Services(NamedTuple):
@@ -19,3 +20,4 @@ class Services(NamedTuple):
     cache: ResultCache
     store: Callable[[], ImageStore]
     stop_on_failure: Callable[[], bool]
+    shelf: LoraShelf

@@ -13,6 +13,7 @@ from ..session.cache import ResultCache
 from ..session.faces import FacePool
 from ..session.models import Models
 from ..session.services import Services
+from ..session.shelf import LoraShelf
 from ..units.images import ImageStore
 from . import settings
 from .face_looks import FaceLooks
@@ -30,6 +31,7 @@ def _lasting() -> Services:
         cache=ResultCache(settings.cache_bytes()),
         store=image_store,
         stop_on_failure=settings.stop_on_failure,
+        shelf=LoraShelf(),
     )
 
 

@@ -14,6 +14,7 @@ from lib_ipadapter.core.schedule import COND, UNCOND, UNetCall
 from lib_ipadapter.session.cache import ResultCache
 from lib_ipadapter.session.models import Models
 from lib_ipadapter.session.services import Services
+from lib_ipadapter.session.shelf import LoraShelf
 from lib_ipadapter.units.images import ImageStore
 from tests.core.random_adapters import random_adapter_tensors, save_adapter
 from tests.encoders.random_encoders import random_vision_encoder_tensors, save_vision_encoder
@@ -46,6 +47,11 @@ class FakeHost:
         self.stopped = False
         self.hiding = False
         self.room: list[int] = []
+        self.typed: list[Path] = []
+        self.lora_dirs: list[Path] = []
+        self.built: list[str] = []
+        self.on: list[FakeLora] = []
+        self.lora_failure = ""
 
     def version(self) -> str:
         return "1"
@@ -94,6 +100,34 @@ class FakeHost:
 
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
+
+    def typed_loras(self) -> Sequence[Path]:
+        return self.typed
+
+    def lora_folders(self) -> Sequence[Path]:
+        return self.lora_dirs
+
+    def build_lora(self, p: Any, name: str, weights: Any) -> FakeLora:
+        self.built.append(name)
+        return FakeLora(self, name)
+
+
+class FakeLora:
+    """What is on stands in the host's list `on`, by name and strength; it is its own `PlacedLora`."""
+
+    def __init__(self, host: FakeHost, name: str) -> None:
+        self.host, self.name, self.strength = host, name, 0.0
+
+    def put(self, strength: float, *, sampling: bool) -> FakeLora:
+        self.strength = strength
+        self.host.on.append(self)
+        return self
+
+    def failure(self) -> str:
+        return self.host.lora_failure
+
+    def remove(self, *, sampling: bool) -> None:
+        self.host.on = [lora for lora in self.host.on if lora is not self]
 
 
 class FakeProcessing:
@@ -144,4 +178,4 @@ def write_models(folder: Path, unet: nn.Module, name: str = "ip-adapter_sd15", s
 def services(host: FakeHost, folder: Path, stop: Callable[[], bool] = lambda: True) -> Services:
     """Services over one folder of models and a store beside it."""
     store = ImageStore(folder / "store", 10_000_000)
-    return Services(host, Models(lambda: (folder,)), ResultCache(10_000_000), lambda: store, stop)  # type: ignore[arg-type]
+    return Services(host, Models(lambda: (folder,)), ResultCache(10_000_000), lambda: store, stop, LoraShelf())  # type: ignore[arg-type]

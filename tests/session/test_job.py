@@ -226,7 +226,7 @@ def test_an_interrupted_job_claims_what_acted_and_warns_of_nothing(host: FakeHos
 
 def test_a_unit_whose_checkpoint_never_came_is_told_so(host: FakeHost, folder: Path) -> None:
     p, job = start(host, folder)
-    job._attach = lambda: None  # type: ignore[method-assign]
+    job._attach = lambda sampling: None  # type: ignore[method-assign]
     p.sample()
     assert KEY not in p.extra_generation_params
     assert "fits a checkpoint of this job that no step was sampled with" in p.extra_generation_params[WARNING_KEY]

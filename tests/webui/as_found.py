@@ -34,7 +34,9 @@ def snapshot() -> dict[str, Any]:
             for name, value in state.items()
             if name.endswith("_hooks")
         }
-        found[path] = (id(module), sorted(state), hooks, type(module).forward)
+        # What the host's own LoRA machinery leaves on a layer once it has merged something into it.
+        names = sorted(name for name in state if not name.startswith("network_"))
+        found[path] = (id(module), names, hooks, type(module).forward)
     found["callbacks"] = {name: len(entries) for name, entries in script_callbacks.callback_map.items()}
     return found
 

@@ -43,6 +43,8 @@ def begin(launch: Launch) -> None:
     roots = [HERE / "root"] + ([HERE / "root_forge"] if launch.flavour == "forge" else [])
     for root in roots:
         sys.path.insert(0, str(root))
+    # The folder of the built-in Lora extension, whose modules have names of their own on every host.
+    sys.path += [str(HERE / f"lora_{launch.flavour}"), str(HERE / "lora")]
 
 
 def current() -> Launch:

@@ -1,9 +1,11 @@
-"""Extra networks in prompts: `<lora:name:1>` is parsed and taken out; no network is built in."""
+"""Extra networks in prompts: `<lora:name:1>` is parsed, taken out, and handed to whoever registered for its kind."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+
+from modules import errors
 
 _NETWORK = re.compile(r"<(\w+):([^>]+)>")
 
@@ -17,6 +19,29 @@ class ExtraNetworkParams:
         self.named = dict(item.split("=", 1) for item in self.items if "=" in item)
 
 
+class ExtraNetwork:
+    """One kind; registered ones are called in every job, with an empty list where the prompt names none."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def activate(self, p, params_list) -> None:
+        """Put on what the prompt names."""
+        raise NotImplementedError
+
+    def deactivate(self, p) -> None:
+        """The job is over."""
+        raise NotImplementedError
+
+
+extra_network_registry: dict[str, ExtraNetwork] = {}
+
+
+def register_extra_network(extra_network: ExtraNetwork) -> None:
+    """Enter a kind."""
+    extra_network_registry[extra_network.name] = extra_network
+
+
 def parse_prompts(prompts):
     """Plain prompts, and the networks of the first one by kind."""
     data: dict[str, list[ExtraNetworkParams]] = defaultdict(list)
@@ -26,7 +51,12 @@ def parse_prompts(prompts):
 
 
 def activate(p, extra_network_data) -> None:
-    """Tell the scripts that the networks are on; called again in the hires pass."""
+    """Put the networks on and tell the scripts; called again in the hires pass. What one raises is swallowed."""
+    for name, network in extra_network_registry.items():
+        try:
+            network.activate(p, extra_network_data.get(name, []))
+        except Exception:
+            errors.report(f"activating extra network {name}", exc_info=True)
     if p.scripts is not None:
         p.scripts.after_extra_networks_activate(
             p, batch_number=p.iteration, prompts=p.prompts, seeds=p.seeds, subseeds=p.subseeds,
@@ -34,4 +64,7 @@ def activate(p, extra_network_data) -> None:
 
 
 def deactivate(p, extra_network_data) -> None:
-    """Nothing is built in, so nothing has to be taken off."""
+    """The job is over."""
+    del extra_network_data
+    for network in extra_network_registry.values():
+        network.deactivate(p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from collections import namedtuple
@@ -71,6 +72,7 @@ def load_scripts() -> None:
     global current_basedir, scripts_txt2img, scripts_img2img  # noqa: PLW0603 (the host's own names)
     scripts_data.clear()
     script_callbacks.clear_callbacks()
+    importlib.import_module("networks").begin()  # the built-in Lora extension comes first
     files = list_scripts("scripts", ".py")
     if launching.is_forge():
         for file in files:

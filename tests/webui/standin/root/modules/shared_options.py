@@ -26,6 +26,7 @@ def option_labels() -> dict[str, OptionInfo]:
         "CLIP_stop_at_last_layers": OptionInfo(1, "Clip skip", infotext="Clip skip"),
         "persistent_cond_cache": OptionInfo(True, "Persistent cond cache"),
         "fp8_storage": OptionInfo("Disable", "FP8 weight", infotext="FP8 weight"),
+        "lora_functional": OptionInfo(False, "Lora/Networks: use old method"),
     }
     models = {
         "sd_model_checkpoint": OptionInfo(None, "Stable Diffusion checkpoint", infotext="Model hash"),

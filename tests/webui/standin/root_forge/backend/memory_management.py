@@ -1,4 +1,4 @@
-"""Forge's memory manager: on the CPU there is nothing to move, so the calls are counted and answered."""
+"""Forge's memory manager: on the CPU there is nothing to move, so calls are counted, and LoRAs merged at a load."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ def free_memory(memory_required: float, device, keep_loaded=(), free_all: bool =
 
 
 def load_models_gpu(models, memory_required: float = 0, hard_memory_preservation: float = 0) -> None:
-    """Bring models to the device: noted."""
+    """Bring models to the device: noted. One that is there already is left alone, its patches too."""
     del memory_required, hard_memory_preservation
+    for patcher in models:
+        if not any(loaded is patcher for loaded in current_loaded_models):
+            patcher.refresh_loras()
     current_loaded_models[:] = list(models)
 
 

@@ -61,6 +61,7 @@ class ForgeModel:
         self.sd_checkpoint_info = None
         self.sd_model_hash = None
         self.filename = None
+        self.current_lora_hash = str([])
         self.extra_generation_params: dict[str, object] = {}
 
     def is_webui_legacy_model(self) -> bool:

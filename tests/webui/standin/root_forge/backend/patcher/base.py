@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from backend import memory_management
+from backend.patcher.lora import LoraLoader
 
 
 class ModelPatcher:
@@ -17,12 +18,19 @@ class ModelPatcher:
         self.current_device = current_device or offload_device
         self.size = size or memory_management.module_size(model)
         self.lora_patches: dict[object, object] = {}
+        if not hasattr(model, "lora_loader"):
+            model.lora_loader = LoraLoader(model)
+        self.lora_loader: LoraLoader = model.lora_loader
         self.object_patches: dict[str, object] = {}
         self.model_options: dict[str, object] = {"transformer_options": {}}
 
     def model_size(self) -> int:
         """Bytes of the weights."""
         return self.size
+
+    def memory_required(self, input_shape) -> float:
+        """Bytes that a call of the net needs, roughly."""
+        return self.model.memory_required(input_shape)
 
     def clone(self):
         """Another patcher over the same net."""
@@ -38,6 +46,12 @@ class ModelPatcher:
 
     def add_patches(self, *, filename, patches, strength_patch: float = 1.0, strength_model: float = 1.0,
                     online_mode: bool = False) -> set[str]:
-        """Note weight patches (keyword-only, as on Forge); the stand-in does not merge them."""
-        self.lora_patches[(filename, strength_patch, strength_model, online_mode)] = patches
-        return set(patches)
+        """Note weight patches (keyword-only, as on Forge), merged when this patcher is loaded; says which fit."""
+        known = {name for name, _ in self.model.named_parameters()}
+        fitting = {key: patch for key, patch in patches.items() if key in known}
+        self.lora_patches[(filename, strength_patch, strength_model, online_mode)] = fitting
+        return set(fitting)
+
+    def refresh_loras(self) -> None:
+        """Bring the net's weights to this patcher's patches."""
+        self.lora_loader.refresh(self.lora_patches)
