@@ -91,7 +91,9 @@ const ipadapterPage = (() => {
             const sentences = [];
             for (const file of list) {
                 setBusy(unit, true);
+                const before = references(unit).length;
                 sentences.push(await send(unit, file));
+                ipadapterFaces.added(unit, before, references(unit).length);
             }
             say(unit, sentences.filter(Boolean).join(" "));
             // The references may be the same as before and their pictures not: one that was missing is back.
@@ -139,7 +141,10 @@ const ipadapterPage = (() => {
         inTurn(unit, () => {
             const items = references(unit);
             const place = items.findIndex(item => removalKey(item) === button.dataset.key);
-            if (place >= 0) items.splice(place, 1);
+            if (place >= 0) {
+                ipadapterFaces.removed(unit, place, items.length);
+                items.splice(place, 1);
+            }
             say(unit, "");
             setReferences(unit, items);
             ipadapterDrawings.redraw(unit.id);
@@ -149,6 +154,7 @@ const ipadapterPage = (() => {
     function clear(unit) {
         inTurn(unit, () => {
             say(unit, "");
+            ipadapterFaces.cleared(unit);
             setReferences(unit, []);
             ipadapterDrawings.redraw(unit.id);
         });
@@ -297,5 +303,5 @@ const ipadapterPage = (() => {
     document.addEventListener("pointerdown", onPointerDown, {capture: true, passive: true});
     document.addEventListener("focusin", onFocusIn);
 
-    return {references, restoreFocus};
+    return {references, removalKey, setText, inTurn, restoreFocus};
 })();

@@ -14,8 +14,14 @@ const ipadapterDrawings = (() => {
     const pause = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
 
     function drawing(id) {
-        if (!drawings.has(id)) drawings.set(id, {turn: 0, wanted: false, busy: false});
+        const fresh = {turn: 0, wanted: false, busy: false, analyses: false, pending: 0};
+        if (!drawings.has(id)) drawings.set(id, fresh);
         return drawings.get(id);
+    }
+
+    // The number of a drawing; one that may take its time to analyse faces says so (events.py, FOLLOWS_UP).
+    function label(state) {
+        return state.turn + (state.analyses ? "+" : "");
     }
 
     // Something of the unit has changed. What changes while a drawing is under way is in the next one.
@@ -38,28 +44,45 @@ const ipadapterDrawings = (() => {
             state.wanted = false;
             state.turn += 1;
             document.getElementById(id + "_draw")?.click();
-            await answer(id, String(state.turn));
+            followUp(state, await answer(id, label(state)));
         }
         state.busy = false;
     }
 
-    // The strip brings its drawing's number back; one that gets lost is not waited for longer than this. The keyboard
-    // stays where it was in the strip that the drawing replaces.
+    // Pictures that are still to be analysed are drawn again, as long as that gets on.
+    function followUp(state, pending) {
+        state.analyses = pending > 0 && (!state.analyses || pending < state.pending);
+        state.pending = pending;
+        if (state.analyses) state.wanted = true;
+    }
+
+    // Strip and preview bring their drawing's number back; one that gets lost is not waited for longer than this. The
+    // keyboard stays where it was in what the drawing replaces. Returns how many pictures are still to be analysed.
     async function answer(id, turn) {
         const until = Date.now() + PATIENCE_MS;
         while (Date.now() < until) {
             const unit = document.getElementById(id);
-            if (unit?.querySelector(".ipadapter-strip")?.dataset.turn === turn) {
+            const parts = [".ipadapter-strip", ".ipadapter-seen"].map(part => unit?.querySelector(part)?.dataset);
+            if (parts.every(part => part?.turn === turn)) {
+                markFaces(unit);
                 ipadapterPage.restoreFocus(unit);
-                return;
+                ipadapterFaces.restoreFocus(unit);
+                return Number(parts[0].pending);
             }
             await pause(30);
         }
+        return 0;
+    }
+
+    // The fields of a face are shown where they mean something.
+    function markFaces(unit) {
+        const faces = unit.querySelector(".ipadapter-strip")?.dataset.faces === "true";
+        unit.classList.toggle("ipadapter-with-faces", faces);
     }
 
     // Called by the page with what it is about to send: the drawing's number goes along, in the first place.
     function numbered(id, values) {
-        return [String(drawing(id).turn), ...values.slice(1)];
+        return [label(drawing(id)), ...values.slice(1)];
     }
 
     // What the lists and drawings depend on beside the accordion itself: the chosen checkpoint, and the last job, failed
@@ -106,6 +129,7 @@ const ipadapterDrawings = (() => {
         wasCheckpointLoading = isLoading;
         for (const accordion of document.querySelectorAll(ACCORDION)) load(accordion, false);
         markActingUnits();
+        for (const unit of document.querySelectorAll(UNIT)) markFaces(unit);
     }
 
     function onClick(event) {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lib_ipadapter.library.catalogue import KnownFile, by_id, known_files
+from lib_ipadapter.library.catalogue import KnownFile, by_id, face_pack_sizes, face_pack_url, known_files
 from lib_ipadapter.library.vision import title
 from lib_ipadapter.units.schema import markdown_table
 
@@ -16,6 +16,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 START = {"SD1": "plus_sd15", "SDXL": "plus_sdxl_vit-h"}
 """What a newcomer is told to begin with: the adapter that `auto` prefers, by the catalogue's id."""
+
+START_FACES = {"SD1": "faceid-plusv2_sd15", "SDXL": "faceid-plusv2_sdxl"}
+"""The same for faces."""
 
 CHECKPOINTS = {"SD1": "SD1.5", "SDXL": "SDXL", "SD2": "SD2", "Kolors": "Kolors"}
 """The bases in the table's order, as people call them."""
@@ -34,6 +37,18 @@ PURPOSES = {
 }
 """What a variant is for."""
 
+FACE_PURPOSES = {
+    "faceid": "a person",
+    "faceid_plus": "a person, and the face's shape; older",
+    "faceid_plus_v2": "a person, and as much of the face's shape as you like",
+    "faceid_portrait": "a person, best from several photos",
+    "faceid_portrait_unnorm": "a person, closest, best from several photos",
+}
+"""What a kind of face adapter is for."""
+
+FACE_PACK = "buffalo_l"
+"""The pack that every published FaceID adapter needs."""
+
 
 def adapters() -> list[KnownFile]:
     """The published adapters that pictures can be put into; of one file in two containers, the safetensors."""
@@ -48,6 +63,13 @@ def adapters() -> list[KnownFile]:
     ]
     order = list(CHECKPOINTS)
     return sorted(listed, key=lambda known: order.index(known.base))
+
+
+def face_adapters() -> list[KnownFile]:
+    """The published adapters that a photo of a person can be put into."""
+    listed = [known for known in known_files() if known.status == "supported" and known.kind in FACE_PURPOSES]
+    order = list(CHECKPOINTS)
+    return sorted((known for known in listed if known.url), key=lambda known: order.index(known.base))
 
 
 def encoders() -> dict[str, KnownFile]:
@@ -72,7 +94,19 @@ def file_list() -> str:
     return "\n".join([*lines, "", "</details>"]) + "\n"
 
 
-PARTS = {"fields": markdown_table, "files": file_list}
+def face_list() -> str:
+    """What a person's photo needs, and the table of all FaceID adapters."""
+    lines = [_beginning_face(base, by_id(known_id)) for base, known_id in START_FACES.items()]
+    lines += ["", "<details><summary>All FaceID adapters</summary>", ""]
+    lines += ["| File | For | Checkpoint | LoRA | Encoder | Size | Licence | Publisher |", "|---" * 8 + "|"]
+    for known in face_adapters():
+        needed = ", ".join(f"`{_saved_as(encoders()[name])}`" for name in known.encoders if name != FACE_PACK)
+        lora = "inside" if known.lora else ""
+        lines.append(_row(known, FACE_PURPOSES[known.kind], CHECKPOINTS[known.base], lora, needed))
+    return "\n".join([*lines, "", "</details>"]) + "\n"
+
+
+PARTS = {"fields": markdown_table, "files": file_list, "faces": face_list}
 """What stands between `<!-- name:begin -->` and `<!-- name:end -->`."""
 
 
@@ -96,9 +130,19 @@ def _beginning(base: str, adapter: KnownFile) -> str:
     return f"- **{CHECKPOINTS[base]}**: " + " and ".join(f"{_link(known)} ({_size(known)})" for known in wanted)
 
 
-def _row(known: KnownFile, purpose: str, checkpoint: str, encoder: str) -> str:
+def _beginning_face(base: str, adapter: KnownFile) -> str:
+    """One bullet: a FaceID adapter, the face pack and the encoder that it needs."""
+    encoder = next(encoders()[name] for name in adapter.encoders if name != FACE_PACK)
+    pack = f"[`{FACE_PACK}.zip`]({face_pack_url(FACE_PACK)}) ({face_pack_sizes()[FACE_PACK + '.zip'] / 1e6:.0f} MB)"
+    return (
+        f"- **{CHECKPOINTS[base]}**: {_link(adapter)} ({_size(adapter)}), the face pack {pack} and the encoder "
+        f"{_link(encoder)} ({_size(encoder)})"
+    )
+
+
+def _row(known: KnownFile, *cells: str) -> str:
     publisher = f"[{known.repo}](https://huggingface.co/{known.repo})"
-    cells = (_link(known), purpose, checkpoint, encoder, _size(known), known.licence, publisher)
+    cells = (_link(known), *cells, _size(known), known.licence, publisher)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -1,4 +1,5 @@
-"""Small model files that fit a given checkpoint: adapters with random weights, and an encoder that feeds them.
+"""Small model files that fit a given checkpoint: adapters with random weights, and the encoder and face pack that feed
+them.
 
 Used by the demo, the stand-in's tests and the e2e tests; `python -m tests.sample_models CHECKPOINT FOLDER` writes them
 for a real host's checkpoint. Names, keys and containers are the published ones, sizes are not.
@@ -8,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from lib_ipadapter.library.headers import read_header
 from lib_ipadapter.library.spec import Kind
 from tests.core.random_adapters import random_adapter_tensors, save_adapter
+from tests.encoders.face_models import write_face_pack
 from tests.encoders.random_encoders import random_vision_encoder_tensors, save_vision_encoder
 
 HIDDEN, PROJECTED = 128, 96
@@ -24,6 +25,18 @@ _ATTN2 = re.compile(r"(?:.*\.)?(input_blocks|output_blocks|middle_block)\.(\d+)\
                     r"\.attn2\.(to_q|to_k)\.weight")  # fmt: skip
 _SECTIONS = ("input_blocks", "output_blocks", "middle_block")
 SUFFIXES = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
+
+
+LORA_RANK = 4
+KINDS: dict[Kind, tuple[str, dict[str, int]]] = {
+    "base": ("ip-adapter_{}.safetensors", {"input_dim": PROJECTED, "tokens": 4}),
+    "plus": ("ip-adapter-plus_{}.bin", {"input_dim": HIDDEN, "tokens": 16, "dim": 128, "heads": 2, "depth": 2}),
+    "faceid": ("ip-adapter-faceid_{}.bin", {"lora_rank": LORA_RANK}),
+    "faceid_plus_v2": (
+        "ip-adapter-faceid-plusv2_{}.bin", {"input_dim": HIDDEN, "heads": 2, "depth": 1, "lora_rank": LORA_RANK}
+    ),
+}
+"""Each kind's file name, for a checkpoint's suffix, and its sizes."""
 
 
 def cross_attentions(checkpoint: Path) -> tuple[list[int], int]:
@@ -40,9 +53,12 @@ def cross_attentions(checkpoint: Path) -> tuple[list[int], int]:
 
 
 def write_sample_models(checkpoint: Path, folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write a base adapter (safetensors), a plus adapter (nested .bin) and their encoder; returns what was written."""
+    """Write adapters for pictures and for faces, their encoder and a face pack; returns what was written.
+
+    Base (safetensors), plus, FaceID and FaceID Plus v2 (nested .bin, the last two with their LoRA inside). The pack
+    finds and tells apart the faces that `tests.encoders.face_pictures` draws.
+    """
     widths, context = cross_attentions(checkpoint)
-    suffix = SUFFIXES[context]
     folder.mkdir(parents=True, exist_ok=True)
     encoder = folder / "sample-vision-encoder.safetensors"
     if not encoder.exists():
@@ -52,16 +68,17 @@ def write_sample_models(checkpoint: Path, folder: Path, seed: int = 0) -> dict[s
                 HIDDEN, 2, mlp=2 * HIDDEN, patch=PATCH, positions=POSITIONS, projected=PROJECTED, seed=seed
             ),
         )
-    kinds: Mapping[Kind, dict[str, int]] = {
-        "base": {"input_dim": PROJECTED, "tokens": 4},
-        "plus": {"input_dim": HIDDEN, "tokens": 16, "dim": 128, "heads": 2, "depth": 2},
-    }
     written = {"encoder": encoder}
-    for number, (kind, sizes) in enumerate(kinds.items()):
+    for number, (kind, (name, sizes)) in enumerate(KINDS.items()):
         tensors = random_adapter_tensors(kind, context, widths, seed=seed + 10 * number, **sizes)
-        name = f"ip-adapter_{suffix}.safetensors" if kind == "base" else f"ip-adapter-plus_{suffix}.bin"
-        written[kind] = save_adapter(folder / name, tensors, "flat" if kind == "base" else "nested-bin")
-    return written
+        if "lora_rank" in sizes:  # published in half precision, and large
+            tensors = {name: tensor.half() for name, tensor in tensors.items()}
+        path = folder / name.format(SUFFIXES[context])
+        written[kind] = save_adapter(path, tensors, "flat" if path.suffix == ".safetensors" else "nested-bin")
+    pack = folder / "buffalo_l"
+    if not pack.exists():
+        write_face_pack(pack, "buffalo_l", seed)
+    return {**written, "pack": pack}
 
 
 if __name__ == "__main__":

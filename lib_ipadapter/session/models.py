@@ -13,6 +13,7 @@ from ..library.errors import (
     AdapterNotFoundError,
     EncoderNotFoundError,
     FacePackError,
+    IPAdapterError,
     WrongBaseError,
 )
 from ..library.face_packs import FacePack, find_face_pack, list_face_packs
@@ -57,7 +58,7 @@ class Choice:
 
 
 class Models:
-    """Knows the files in `folders()` and the face packs in `face_folders()`; scans when first asked and at `refresh`."""
+    """Knows the files in `folders()` and the packs in `face_folders()`; scans when first asked and at `refresh`."""
 
     def __init__(
         self, folders: Callable[[], Sequence[Path]], face_folders: Callable[[], Sequence[Path]] | None = None
@@ -120,6 +121,15 @@ class Models:
             )
         return self._fed(file, spec)
 
+    def knows_identity(self, adapter: str, intent: str, bases: Sequence[str]) -> bool:
+        """Whether the adapter that `choose` means is fed by a face, also where what feeds it is missing."""
+        try:
+            if adapter.strip().lower() == AUTO:
+                return any(knows_identity(file.report) for file in self._fitting(intent, bases))
+            return knows_identity(self._listing().find(adapter).report)
+        except IPAdapterError:
+            return False
+
     def describe(self) -> dict[str, Any]:
         """Every file and what it is, the folders searched, and what could not be read; JSON values only."""
         self.refresh()
@@ -133,12 +143,7 @@ class Models:
         }
 
     def _best(self, intent: str, bases: Sequence[str]) -> Choice:
-        fitting = [
-            file
-            for base in bases
-            for file in sorted(self._listing().adapters(base), key=lambda file: rank(file, intent))
-            if serves(file.report, intent)
-        ]
+        fitting = self._fitting(intent, bases)
         # Where there is a FaceID adapter, one that knows nothing of identity is no substitute for it.
         identity = [file for file in fitting if knows_identity(file.report)]
         failure: EncoderNotFoundError | FacePackError | None = None
@@ -155,6 +160,15 @@ class Models:
             f"{self._listing().searched()}. Put one into models/ipadapter (the README names the files) and refresh the "
             f"list.{_unreadable(self._listing())}"
         )
+
+    def _fitting(self, intent: str, bases: Sequence[str]) -> list[FoundFile]:
+        """The adapters among which auto chooses, best first."""
+        return [
+            file
+            for base in bases
+            for file in sorted(self._listing().adapters(base), key=lambda file: rank(file, intent))
+            if serves(file.report, intent)
+        ]
 
     def _fed(self, file: FoundFile, spec: AdapterSpec) -> Choice:
         """The choice of this file, with what feeds it. Raises: EncoderNotFoundError, FacePackError."""

@@ -10,6 +10,7 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 
 from ..units.schema import schema
 from . import settings
+from .face_route import faces
 from .process import services
 from .version import VERSION
 
@@ -25,6 +26,7 @@ def add_routes(demo: Any, app: Any) -> None:
     guards = [Depends(_guard(shared.cmd_opts.api_auth))] if getattr(shared.cmd_opts, "api_auth", None) else []
     for name, answer in (("version", version), ("schema", unit_schema), ("models", models)):
         app.add_api_route(f"{PREFIX}/{name}", answer, methods=["GET"], dependencies=guards, tags=["IP-Adapter"])
+    app.add_api_route(f"{PREFIX}/faces", faces, methods=["POST"], dependencies=guards, tags=["IP-Adapter"])
 
 
 def version() -> dict[str, Any]:

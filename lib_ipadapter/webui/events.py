@@ -9,18 +9,22 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
+from html import escape
 from typing import Any, Protocol, TypeVar
 
 import gradio as gr
 from PIL import Image
 
 from ..library.errors import BadImageError, IPAdapterError
-from ..units.fields import ADAPTER, CROP, IMAGES, INTENT
+from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
+from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
+from .face_html import FacePreview, face_preview_html
 from .looks import Looks
-from .strip import message_line, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
+FOLLOWS_UP = "+"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
 T = TypeVar("T")
 
@@ -44,8 +48,24 @@ class Services(Protocol):
         """Look at the model folders again."""
         ...
 
-    def explain(self, adapter: str, intent: str) -> str:
-        """One line: which adapter and encoder will be used, or what is missing and where it was searched."""
+    def explain(self, adapter: str, intent: str) -> Sequence[str]:
+        """First what will be used, adapter, encoder and face pack, then what else is to be said of it.
+
+        Raises: IPAdapterError for what is missing, which says where it was searched.
+        """
+        ...
+
+    def knows_identity(self, adapter: str, intent: str) -> bool:
+        """Whether the adapter that a unit will use is fed by faces, also where what feeds it is missing."""
+        ...
+
+    def faces(
+        self, references: Sequence[tuple[str, str, FaceChoice]], adapter: str, intent: str, *, analyse: bool
+    ) -> FacePreview:
+        """These references (what it is, what it is called, which face counts) as the unit's face adapter sees them.
+
+        Without `analyse`, those that were not looked at before are pending; with it, some may be.
+        """
         ...
 
     def preview(
@@ -98,43 +118,71 @@ class Events:
         return store.put(data)
 
     def draw(
-        self, number: int, turn: str, references: str, crop: str, adapter: str, intent: str
+        self, number: int, turn: str, references: str, crop: str, adapter: str, intent: str, face: str
     ) -> tuple[str, str, str]:
-        """Unit `number` drawn anew: the strip, what the encoder sees, and the line below the adapter list.
+        """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
         The page's script asks for one drawing of a unit at a time, so that no answer can overtake a later one; `turn`
-        is its number, which the strip carries back.
+        is its number, which strip and preview carry back. One that ends in "+" may take its time to analyse faces; the
+        script asks for it where the drawing before it says that there are pictures to be analysed.
         """
+        knows, _ = attempt(lambda: self._services.knows_identity(ADAPTER.parse(adapter), INTENT.parse(intent)), False)
+        pending = 0
+        if knows:
+            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=turn.endswith(FOLLOWS_UP))
+        else:
+            preview = self.draw_preview(references, crop, adapter, intent)
+        with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) == "face", knows)
         return (
-            self.draw_strip(number, references, turn),
-            self.draw_preview(references, crop, adapter, intent),
+            self.draw_strip(number, references, Drawing(turn, with_faces, pending)),
+            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
             self.explain(adapter, intent),
         )
 
-    def draw_strip(self, number: int, references: str, turn: str = "") -> str:
+    def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""
         store, looks = self._services.store(), self._services.looks()
         items, problem = attempt(lambda: IMAGES.parse(references), ())
-        html = strip_html(number, [tile(item, place, store, looks) for place, item in enumerate(items, 1)], turn)
+        html = strip_html(number, [tile(item, place, store, looks) for place, item in enumerate(items, 1)], drawing)
         return html + (message_line(problem) if problem else "")
+
+    def draw_faces(
+        self, references: str, adapter: str, intent: str, face: str, *, analyse: bool
+    ) -> tuple[str, int]:
+        """The references that are there, with their faces; and how many of them are still to be analysed."""
+
+        def look() -> FacePreview:
+            items, choices = IMAGES.parse(references), parse_face_choices(FACE.parse(face))
+            asked = [
+                (item, f"Reference {place + 1}", choice_for(choices, place))
+                for place, item in enumerate(items)
+                if self._is_there(item)
+            ]
+            if not asked:
+                return FacePreview()
+            return self._services.faces(asked, ADAPTER.parse(adapter), INTENT.parse(intent), analyse=analyse)
+
+        preview, problem = attempt(look, FacePreview())
+        return face_preview_html(preview) + (message_line(problem) if problem else ""), preview.pending
 
     def draw_preview(self, references: str, crop: str, adapter: str, intent: str) -> str:
         """What the encoder sees of the references that are there; a missing one is told of by the strip."""
 
         def squares() -> Sequence[Sequence[Image.Image]]:
-            items = IMAGES.parse(references)
-            store = self._services.store()
-            there = [item for item in items if not item.startswith("sha256:") or store.has(item)]
+            there = [item for item in IMAGES.parse(references) if self._is_there(item)]
             choices = CROP.parse(crop), ADAPTER.parse(adapter), INTENT.parse(intent)
             return self._services.preview(there, *choices) if there else ()
 
         pictures, problem = attempt(squares, ())
         return preview_html(pictures) + (message_line(problem) if problem else "")
 
+    def _is_there(self, reference: str) -> bool:
+        return not reference.startswith("sha256:") or self._services.store().has(reference)
+
     def explain(self, adapter: str, intent: str) -> str:
-        """The line below the adapter list."""
-        line, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), "")
-        return message_line(problem or line, error=bool(problem))
+        """What stands below the adapter list."""
+        lines, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), [""])
+        return message_line(problem) if problem else "".join(message_line(line, error=False) for line in lines)
 
     def list_adapters(self, *adapters: str) -> list[Any]:
         """New choices for every unit's adapter list; the script then asks for new drawings, which say what is wrong.

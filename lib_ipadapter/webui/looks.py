@@ -6,7 +6,9 @@ with it; one `Looks` for the process, made by `process`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -68,5 +70,18 @@ class Looks:
         if stored and not store.has(reference):
             # Deleted since: `make` says so.
             return make()[0]
-        content = reference if stored else hashlib.sha256(reference.encode("utf-8", "replace")).hexdigest()
-        return self._cache.get_or_make((*what, content), kind, make)
+        return self._cache.get_or_make((*what, content_of(reference)), kind, make)
+
+
+def content_of(reference: str) -> str:
+    """What stands for a reference's content: its id in the store, or the digest of its text."""
+    if reference.startswith("sha256:"):
+        return reference
+    return hashlib.sha256(reference.encode("utf-8", "replace")).hexdigest()
+
+
+def png_data_uri(image: Image.Image) -> str:
+    """A picture pixel for pixel, as a data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from PIL import Image
 
 from ..core.layers import find_cross_attention
@@ -14,15 +15,22 @@ from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError
 from ..library.spec import base_title
+from ..session.faces import misfits
+from ..session.failures import as_named
+from ..session.models import Choice
 from ..session.planning import base_of
 from ..session.prepare import choice_view
+from ..units.face_choice import FaceChoice
 from ..units.images import ImageStore
 from . import settings
+from .face_html import FacePreview
+from .face_looks import AskedPicture
 from .looks import Looks
-from .process import image_store, looks, services
+from .process import face_looks, image_store, looks, services
 from .version import installed_notice
 
 USUAL_SIDE = 224
+FACE_LICENCE = "FaceID and the face models are for non-commercial research."
 
 
 class PageServices:
@@ -44,17 +52,43 @@ class PageServices:
     def refresh_models(self) -> None:
         services().models.refresh()
 
-    def explain(self, adapter: str, intent: str) -> str:
-        """One line: which adapter and encoder a unit will use.
+    def explain(self, adapter: str, intent: str) -> list[str]:
+        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
         base = loaded_base()
         if not base:
-            return "No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."
+            return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
         choice = services().models.choose(adapter, intent, [base])
-        tokens = f"{choice.spec.tokens} tokens per square"
-        return f"{base_title(base)}: {choice.name} with the encoder {choice.encoder.name} ({tokens})"
+        more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
+        return [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
+
+    def knows_identity(self, adapter: str, intent: str) -> bool:
+        return services().models.knows_identity(adapter, intent, [loaded_base()])
+
+    def faces(
+        self, references: Sequence[tuple[str, str, FaceChoice]], adapter: str, intent: str, *, analyse: bool
+    ) -> FacePreview:
+        """These references as the unit's face adapter sees them; empty while `explain` says what is missing.
+
+        Raises: IPAdapterError for what is wrong with the face models.
+        """
+        try:
+            choice = services().models.choose(adapter, intent, [loaded_base()])
+        except IPAdapterError:
+            return FacePreview()
+        if choice.pack is None:
+            return FacePreview()
+        asked = [AskedPicture(*reference) for reference in references]
+        try:
+            pictures = face_looks().pictures(choice.pack, asked, self.store(), analyse=analyse)
+        except Exception as error:
+            # Whatever a face model does, the strip is drawn.
+            raise as_named(error, "Looking for faces") from None
+        read = [(picture.name, picture.read.embedding) for picture in pictures if picture.read is not None]
+        notes = misfits(torch.stack([row for _, row in read]), [name for name, _ in read]) if len(read) > 1 else []
+        return FacePreview(pictures, choice.encoder is not None, notes)
 
     def preview(
         self, references: Sequence[str], crop: str, adapter: str, intent: str
@@ -70,12 +104,23 @@ class PageServices:
     def _side(self, adapter: str, intent: str, crop: str) -> int:
         """The side of the square that is encoded; the usual one while `explain` still says what is missing."""
         try:
-            return choice_view(services().models.choose(adapter, intent, [loaded_base()]), crop).side
+            view = choice_view(services().models.choose(adapter, intent, [loaded_base()]), crop)
         except IPAdapterError:
             return USUAL_SIDE
+        return view.side if view is not None else USUAL_SIDE
 
     def host_notice(self) -> str:
         return services().host.too_old() or installed_notice()
+
+
+def described(choice: Choice) -> str:
+    """An adapter with what feeds it, how many tokens it makes, and where the LoRA of a face adapter is."""
+    name, tokens = choice.name, choice.spec.tokens
+    if choice.pack is None:
+        return f"{name} with the encoder {choice.require_encoder().name} ({tokens} tokens per square)"
+    fed = f"the face pack {choice.pack.name}" + (f" and the encoder {choice.encoder.name}" if choice.encoder else "")
+    lora = "its LoRA is in the file" if choice.spec.lora_rank else "it has no LoRA"
+    return f"{name} with {fed} ({tokens} tokens per face; {lora})"
 
 
 def page_services() -> PageServices:

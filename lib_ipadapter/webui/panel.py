@@ -14,7 +14,23 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..units.field_spec import FieldSpec
-from ..units.fields import ADAPTER, COMBINE, CROP, ENABLED, END, FIELDS, IMAGES, INTENT, START, UNCOND, WEIGHT
+from ..units.fields import (
+    ADAPTER,
+    COMBINE,
+    CROP,
+    ENABLED,
+    END,
+    FACE,
+    FIELDS,
+    IMAGES,
+    INTENT,
+    LORA,
+    S_SCALE,
+    SCORE,
+    START,
+    UNCOND,
+    WEIGHT,
+)
 from .compat import accordion, keep_out_of_ui_config, tool_button, with_tooltip
 from .events import Events, Services
 from .pasting import PastedNotes, PastedValue
@@ -22,11 +38,14 @@ from .strip import message_line, strip_html
 
 TITLE = "IP-Adapter"
 REFRESH_SYMBOL = "\U0001f504"
-# Rows of a tab, by field; a field that is in none of them gets a row of its own at the end.
+# Rows of a tab, by field; a field that is in none of them gets a row of its own at the end. Those of a face are shown
+# where they mean something: the page's script marks the unit, and style.css hides them in the others.
 ROWS: tuple[tuple[str, ...], ...] = (
     (ENABLED.name, INTENT.name),
     (IMAGES.name,),
     (ADAPTER.name,),
+    (FACE.name, SCORE.name),
+    (LORA.name, S_SCALE.name),
     (WEIGHT.name, START.name, END.name),
     (COMBINE.name, CROP.name, UNCOND.name),
 )
@@ -170,7 +189,7 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         component = gr.Dropdown(choices=[spec.default], value=spec.default, allow_custom_value=True, **common)
     else:
         common["elem_classes"] += ["ipadapter-hidden"] if spec.kind == "images" else []
-        component = gr.Textbox(value="", **common)
+        component = gr.Textbox(value=spec.default if spec.kind == "face" else "", **common)
     return keep_out_of_ui_config(with_tooltip(component, spec.help))
 
 
@@ -190,19 +209,20 @@ def _listen(events: Events, prefix: str, units: Sequence[UnitTab], notice: Any, 
 
 def _listen_to_unit(events: Events, elem_id: str, unit: UnitTab, quiet: dict[str, Any]) -> None:
     """Every change asks the script for a drawing, and the script asks the server for one at a time."""
-    images, adapter, intent, crop = (unit.fields[spec.name] for spec in (IMAGES, ADAPTER, INTENT, CROP))
+    images = unit.fields[IMAGES.name]
+    drawn = [unit.fields[spec.name] for spec in (IMAGES, CROP, ADAPTER, INTENT, FACE)]
     # "input" fires for what the script puts in and not when the answer empties the box again.
     unit.inbox.input(
         events.add_upload, inputs=[unit.inbox, images], outputs=[unit.inbox, images, unit.message], **quiet
     )
     # "change" also fires when a paste or "Send to" has set a component.
-    for component in (images, crop, adapter, intent):
+    for component in drawn:
         component.change(None, _js=f"() => ipadapterDrawings.redraw('{elem_id}')")
     unit.draw.click(
         partial(events.draw, unit.number),
-        inputs=[unit.turn, images, crop, adapter, intent],
+        inputs=[unit.turn, *drawn],
         outputs=[unit.strip, unit.preview, unit.adapter_line],
-        _js=f"(...values) => ipadapterDrawings.numbered('{elem_id}', values.slice(0, 5))",
+        _js=f"(...values) => ipadapterDrawings.numbered('{elem_id}', values.slice(0, {1 + len(drawn)}))",
         **quiet,
     )
 

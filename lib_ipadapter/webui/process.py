@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from ..hosts.select import current_host
 from ..session.cache import ResultCache
+from ..session.faces import FacePool
 from ..session.models import Models
 from ..session.services import Services
 from ..session.shelf import LoraShelf
 from ..units.images import ImageStore
 from . import settings
+from .face_looks import FaceLooks
 from .looks import Looks
+
+_analysing = threading.Lock()
 
 
 @lru_cache(maxsize=1)
@@ -52,6 +59,20 @@ def image_store() -> ImageStore:
 def looks() -> Looks:
     """Thumbnails and squares for the page."""
     return Looks()
+
+
+@contextmanager
+def face_pool() -> Iterator[FacePool]:
+    """What analyses faces for the page and the API: one at a time, as an engine takes 200 MB, and gone afterwards."""
+    lasting = services()
+    with _analysing, FacePool(lasting.host, lasting.cache) as pool:
+        yield pool
+
+
+@lru_cache(maxsize=1)
+def face_looks() -> FaceLooks:
+    """Analysed references for the page."""
+    return FaceLooks(face_pool)
 
 
 def services() -> Services:

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -16,7 +14,7 @@ from PIL import Image
 
 from ..library.errors import IPAdapterError
 from ..units.images import ImageStore
-from .looks import Looks
+from .looks import Looks, png_data_uri
 
 REMOVE_SYMBOL = "&times;"
 SHORT_ID = len("sha256:") + 12
@@ -50,11 +48,22 @@ def removal_key(reference: str) -> str:
     return f"{len(reference)}:{reference[-KEY_CHARACTERS:]}"
 
 
-def strip_html(unit: int, tiles: Sequence[Tile], turn: str = "") -> str:
-    """The strip of a unit: thumbnails with a remove button each, and the tile that adds pictures.
-
-    `turn` is the number of the drawing, by which the page's script knows that its answer has arrived.
+class Drawing(NamedTuple):
+    """What the page's script reads from a drawing: its number, by which it knows that the answer has arrived, whether
+    the fields of a face mean something to the unit, and how many pictures are still to be analysed.
     """
+
+    turn: str = ""
+    faces: bool = False
+    pending: int = 0
+
+
+NO_DRAWING = Drawing()
+"""Of a strip that nobody waits for."""
+
+
+def strip_html(unit: int, tiles: Sequence[Tile], drawing: Drawing = NO_DRAWING) -> str:
+    """The strip of a unit: thumbnails with a remove button each, and the tile that adds pictures."""
     items = "".join(_tile_html(index, one) for index, one in enumerate(tiles))
     label = "Drop, paste or choose more" if tiles else "Drop, paste or choose reference pictures"
     clear = (
@@ -65,7 +74,9 @@ def strip_html(unit: int, tiles: Sequence[Tile], turn: str = "") -> str:
     )
     problems = "".join(message_line(one.problem) for one in tiles if one.problem)
     return (
-        f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}" data-turn="{escape(turn)}">'
+        f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}" '
+        f'data-turn="{escape(drawing.turn)}" data-faces="{str(drawing.faces).lower()}" '
+        f'data-pending="{drawing.pending}">'
         f'<ul class="ipadapter-tiles">{items}</ul>'
         f'<button type="button" class="ipadapter-add" aria-label="Add reference pictures to unit {unit}">'
         f'<span class="ipadapter-plus" aria-hidden="true">+</span><span>{label}</span></button>{clear}</div>{problems}'
@@ -103,7 +114,7 @@ def _group_html(number: int, squares: Sequence[Image.Image]) -> str:
         for index in range(1, len(squares) + 1)
     ]
     return "".join(
-        f'<img src="{_png_data_uri(square)}" alt="{title}, as the encoder sees it" title="{title}, {square.width} x '
+        f'<img src="{png_data_uri(square)}" alt="{title}, as the encoder sees it" title="{title}, {square.width} x '
         f'{square.height}" tabindex="0">'
         for title, square in zip(titles, squares, strict=True)
     )
@@ -113,9 +124,3 @@ def message_line(sentence: str, *, error: bool = True) -> str:
     """A line that screen readers announce; an error is drawn as one. The element is there even when it is empty."""
     kind = "ipadapter-error" if error else "ipadapter-note"
     return f'<p role="status" class="{kind}">{escape(sentence)}</p>'
-
-
-def _png_data_uri(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""The WebUI that e2e tests talk to: the one named with --webui, otherwise a stand-in started for them."""
+"""The WebUI that e2e tests talk to, the one named with --webui, otherwise a stand-in started for them; and its page."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.e2e.page_driver import PATIENCE_MS, Accordion
 from tests.e2e.serving import ANNOUNCEMENT, REPOSITORY
 
 
@@ -47,3 +49,26 @@ def _address(server: subprocess.Popen[str], log: Path) -> str:
         if line.startswith(ANNOUNCEMENT):
             return line.removeprefix(ANNOUNCEMENT).strip()
     raise AssertionError(f"the stand-in did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
+
+
+@pytest.fixture
+def page(browser: Any, webui_url: str) -> Iterator[Any]:
+    """A fresh page of the WebUI; nothing outside it can be reached, and no script may fail on it."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1200})
+    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(webui_url) else route.abort())
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.goto(webui_url)
+    opened.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
+    yield opened
+    context.close()
+    assert [error for error in errors if "ipadapter" in error.lower()] == []
+
+
+@pytest.fixture
+def accordion(page: Any) -> Accordion:
+    """The txt2img accordion, opened."""
+    opened = Accordion(page)
+    opened.open()
+    return opened

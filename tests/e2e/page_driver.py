@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 PATIENCE_MS = 20_000
@@ -69,8 +70,7 @@ class Accordion:
 
     def squares(self, number: int = 1) -> list[Image.Image]:
         """What the preview shows, at its own size."""
-        sources = self.page.eval_on_selector_all(f"{self.unit(number)}_preview img", "all => all.map(one => one.src)")
-        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
+        return self._pictures(f"{self.unit(number)}_preview img")
 
     def text(self, part: str, number: int = 1) -> str:
         """The sentence in the unit's message, strip, or adapter_line; gradio's own progress text is not part of it."""
@@ -105,6 +105,46 @@ class Accordion:
 
     def intent(self, number: int = 1) -> str:
         return self.page.inner_text(f"{self.unit(number)}_intent label:has(input:checked)").strip()
+
+    def choose_intent(self, label: str, number: int = 1) -> None:
+        self.page.click(f"{self.unit(number)}_intent label:has-text('{label}')")
+
+    def wait_for_faces(self, count: int, number: int = 1) -> None:
+        """Wait until the preview shows so many faces and nothing is left to be analysed."""
+        self._wait_for_count(f"{self.unit(number)}_preview .ipadapter-face-box", count)
+        self.page.wait_for_function(
+            "selector => !/Looking for|Aligning/.test(document.querySelector(selector)?.textContent ?? '')",
+            arg=f"{self.unit(number)}_preview .ipadapter-seen",
+            timeout=PATIENCE_MS,
+        )
+
+    def faces(self, number: int = 1) -> list[tuple[str, bool]]:
+        """What each face in the preview is called, and whether it counts."""
+        return [
+            (label, pressed == "true")
+            for label, pressed in self.page.eval_on_selector_all(
+                f"{self.unit(number)}_preview .ipadapter-face-box",
+                "all => all.map(one => [one.getAttribute('aria-label'), one.getAttribute('aria-pressed')])",
+            )
+        ]
+
+    def crops(self, number: int = 1) -> list[Image.Image]:
+        """The aligned faces, at their own size."""
+        return self._pictures(f"{self.unit(number)}_preview .ipadapter-face-crop")
+
+    def face_text(self, number: int = 1) -> str:
+        return self.page.input_value(f"{self.unit(number)}_face textarea")
+
+    def wait_for_face_text(self, text: str, number: int = 1) -> None:
+        self.page.wait_for_function(
+            "([selector, text]) => document.querySelector(selector)?.value === text",
+            arg=[f"{self.unit(number)}_face textarea", text],
+            timeout=PATIENCE_MS,
+        )
+
+    def _pictures(self, selector: str) -> list[Image.Image]:
+        sources = self.page.eval_on_selector_all(selector, "all => all.map(one => one.src)")
+        return [Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
 
     def _wait_for_count(self, selector: str, count: int) -> None:
         self.page.wait_for_function(
@@ -153,3 +193,21 @@ def generate(page: Any, tab: str = "txt2img") -> tuple[bytes, str]:
     source = page.evaluate("selector => document.querySelector(selector).src", f"#{tab}_gallery img")
     picture = Image.open(io.BytesIO(page.request.get(source).body()))
     return picture.convert("RGB").tobytes(), page.evaluate(read, info)
+
+
+def small_job(page: Any, tab: str = "txt2img") -> None:
+    """Set the smallest job that every host runs."""
+    for field, value in (("steps", 2), ("width", 64), ("height", 64)):
+        fill(page, f"#{tab}_{field} input[type=number]", value)
+    fill(page, f"#{tab}_seed input", 7)
+
+
+def need_adapter(accordion: Accordion) -> None:
+    """Skip the test on a host without an adapter for its checkpoint."""
+    accordion.page.wait_for_function(
+        "selector => document.querySelector(selector)?.textContent.trim()",
+        arg=f"{accordion.unit()}_adapter_line [role=status]",
+        timeout=PATIENCE_MS,
+    )
+    if "ip-adapter" not in accordion.text("adapter_line"):
+        pytest.skip(f"no adapter for the loaded checkpoint: {accordion.text('adapter_line')}")

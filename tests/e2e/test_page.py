@@ -4,39 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.e2e.client import picture
-from tests.e2e.page_driver import PATIENCE_MS, Accordion, fill, generate
+from tests.e2e.page_driver import PATIENCE_MS, Accordion, generate, need_adapter, small_job
 
 UNKNOWN = "0123456789abcdef" * 4
-
-
-@pytest.fixture
-def page(browser: Any, webui_url: str) -> Iterator[Any]:
-    """A fresh page of the WebUI; nothing outside it can be reached, and no script may fail on it."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1200})
-    context.route("**/*", lambda route: route.continue_() if route.request.url.startswith(webui_url) else route.abort())
-    opened = context.new_page()
-    errors: list[str] = []
-    opened.on("pageerror", lambda error: errors.append(str(error)))
-    opened.goto(webui_url)
-    opened.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
-    yield opened
-    context.close()
-    assert [error for error in errors if "ipadapter" in error.lower()] == []
-
-
-@pytest.fixture
-def accordion(page: Any) -> Accordion:
-    """The txt2img accordion, opened."""
-    opened = Accordion(page)
-    opened.open()
-    return opened
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +23,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     picture((20, 220, 20)).save(folder / "green.png")
     (folder / "notes.txt").write_text("no picture", encoding="utf-8")
     return {path.stem: path for path in folder.iterdir()}
-
-
-def small_job(page: Any, tab: str = "txt2img") -> None:
-    for field, value in (("steps", 2), ("width", 64), ("height", 64)):
-        fill(page, f"#{tab}_{field} input[type=number]", value)
-    fill(page, f"#{tab}_seed input", 7)
-
-
-def need_adapter(accordion: Accordion) -> None:
-    accordion.page.wait_for_function(
-        "selector => document.querySelector(selector)?.textContent.trim()",
-        arg=f"{accordion.unit()}_adapter_line [role=status]",
-        timeout=PATIENCE_MS,
-    )
-    if "ip-adapter" not in accordion.text("adapter_line"):
-        pytest.skip(f"no adapter for the loaded checkpoint: {accordion.text('adapter_line')}")
 
 
 def test_the_accordion_is_closed_and_off_in_both_tabs(page):

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from lib_ipadapter.library.errors import AdapterNotFoundError, IPAdapterError
+from lib_ipadapter.units.face_choice import FaceChoice
 from lib_ipadapter.units.images import ImageStore, digest
+from lib_ipadapter.webui.face_html import FacePreview
 from tests.webui.test_panel import FixedServices
 
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -185,16 +187,55 @@ def test_the_adapter_list_starts_with_auto_and_keeps_what_is_chosen(page):
 
 def test_a_drawing_is_strip_preview_and_line_and_brings_its_number_back(page):
     references = added(page, write_picture(page.folder, "a.png"))
-    strip, preview, line = page.events.draw(2, "17", references, "Pad", "auto", "Style")
-    assert 'data-turn="17"' in strip
+    strip, preview, line = page.events.draw(2, "17", references, "Pad", "auto", "Style", "largest")
+    assert 'data-turn="17" data-faces="false" data-pending="0"' in strip
+    assert 'data-turn="17"' in preview
     assert (len(images_in(strip)), len(images_in(preview))) == (1, 1)
-    assert text_of(line) == "auto for style"
-    assert escape('"><b>') in page.events.draw(2, '"><b>', "", "Pad", "auto", "Style")[0]
+    assert re.findall(r'class="ipadapter-note">([^<]+)<', line) == ["auto for style", "More &lt;of&gt; it"]
+    for part in page.events.draw(2, '"><b>', "", "Pad", "auto", "Style", "largest")[:2]:
+        assert escape('"><b>') in part
 
 
-@pytest.mark.parametrize("method", ["explain", "refresh_models", "preview"])
+def test_faces_are_asked_for_where_the_adapter_is_fed_by_them(page):
+    references = added(page, write_picture(page.folder, "a.png"), write_picture(page.folder, "b.png", (1, 2, 3)))
+    for adapter, intent, knows in (("auto", "Face", True), ("faceid.bin", "Image", True), ("auto", "Image", False)):
+        page.services.asked.clear()
+        strip, preview, _ = page.events.draw(1, "3", references, "Centre", adapter, intent, "largest")
+        assert f'data-faces="{str(knows).lower()}" data-pending="{2 if knows else 0}"' in strip
+        assert ("faces" in page.services.asked, "preview" in page.services.asked) == (knows, not knows)
+        assert text_of(preview).count("Looking for faces") == (2 if knows else 0)
+
+
+def test_the_fields_of_a_face_are_shown_with_the_intent_whatever_the_adapter(page):
+    page.services.knows_identity = lambda *_: False
+    assert 'data-faces="true"' in page.events.draw(1, "1", "", "Centre", "plus-face", "Face", "largest")[0]
+    assert 'data-faces="false"' in page.events.draw(1, "1", "", "Centre", "plus-face", "Image", "largest")[0]
+
+
+def test_each_picture_is_asked_for_with_its_own_choice_also_where_one_is_gone(page):
+    asked = []
+    page.services.faces = lambda references, *_, analyse: (asked.append((list(references), analyse)), FacePreview())[1]
+    kept = added(page, write_picture(page.folder, "a.png"))
+    references = json.dumps(["sha256:" + "d" * 64, *json.loads(kept)])
+    page.events.draw(1, "8", references, "Centre", "auto", "Face", "2; @0.25,0.5")
+    page.events.draw(1, "9+", references, "Centre", "auto", "Face", "")
+    digest_of_a = json.loads(kept)[0]
+    assert asked == [
+        ([(digest_of_a, "Reference 2", FaceChoice("point", point=(0.25, 0.5)))], False),
+        ([(digest_of_a, "Reference 2", FaceChoice())], True),
+    ]
+
+
+def test_a_choice_that_is_none_is_answered_with_a_sentence(page):
+    references = added(page, write_picture(page.folder, "a.png"))
+    preview = page.events.draw(1, "1", references, "Centre", "auto", "Face", HOSTILE)[1]
+    assert "ipadapter-error" in preview and "largest, best, a number" in text_of(preview)
+    assert HOSTILE not in preview
+
+
+@pytest.mark.parametrize("method", ["explain", "refresh_models", "preview", "faces"])
 def test_a_named_error_becomes_its_sentence(page, method):
-    def fail(*_):
+    def fail(*_, **__):
         raise AdapterNotFoundError(f"Nothing in {HOSTILE}; put a file there.")
 
     setattr(page.services, method, fail)
@@ -203,6 +244,7 @@ def test_a_named_error_becomes_its_sentence(page, method):
         "explain": lambda: page.events.explain("auto", "Image"),
         "refresh_models": lambda: page.events.refresh("auto")[0],
         "preview": lambda: page.events.draw_preview(references, "Centre", "auto", "Image"),
+        "faces": lambda: page.events.draw_faces(references, "auto", "Face", "largest", analyse=True)[0],
     }
     html = answers[method]()
     assert "ipadapter-error" in html

@@ -10,6 +10,8 @@ from PIL import Image
 from lib_ipadapter.units.fields import FIELDS, IMAGES
 from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
+from lib_ipadapter.webui.face_html import FacePreview
+from lib_ipadapter.webui.face_looks import FacePicture
 from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
@@ -40,9 +42,16 @@ class FixedServices:
     def refresh_models(self) -> None:
         self.asked.append("refresh_models")
 
-    def explain(self, adapter: str, intent: str) -> str:
+    def explain(self, adapter: str, intent: str) -> list[str]:
         self.asked.append("explain")
-        return f"{adapter} for {intent}"
+        return [f"{adapter} for {intent}", "More <of> it"]
+
+    def knows_identity(self, adapter: str, intent: str) -> bool:
+        return intent == "face" or "faceid" in adapter
+
+    def faces(self, references, adapter: str, intent: str, *, analyse: bool) -> FacePreview:
+        self.asked.append("faces")
+        return FacePreview([FacePicture(reference, name) for reference, name, _ in references])
 
     def preview(self, references, crop: str, adapter: str, intent: str) -> list[tuple[Image.Image, ...]]:
         self.asked.append("preview")
@@ -137,6 +146,10 @@ def test_pasted_units_come_back_through_the_page(build):
     panel = build()
     units = {
         1: Unit(weight=0.35, adapter='odd "name", with: signs', crop="pad", images=("sha256:" + "a" * 64,)),
+        2: Unit(
+            intent="face", face="@0.31,0.42; 2", lora=0.85, s_scale=1.5, score=True, combine="mean",
+            images=("sha256:" + "c" * 64, "sha256:" + "d" * 64),
+        ),
         3: Unit(intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,)),
     }
     params = {infotext_key(number): unit_to_infotext(unit, unit.images, {}) for number, unit in units.items()}
@@ -147,7 +160,23 @@ def test_pasted_units_come_back_through_the_page(build):
         # As the host does it: nothing for None, else through the type of the component's value.
         values.append(component.value if pasted is None else type(component.value)(pasted))
     assert dict(parse_args(values, UNITS).numbered) == units
-    assert not parse_args(values, UNITS).units[1].enabled
+
+
+def test_a_unit_that_the_infotext_lacks_is_switched_off(build):
+    from lib_ipadapter.units.infotext import infotext_key, unit_to_infotext
+
+    unit = Unit(images=("sha256:" + "a" * 64,))
+    params = {infotext_key(2): unit_to_infotext(unit, unit.images, {})}
+    pastes = [paste for component, paste in build().infotext_fields if str(component.elem_id).endswith("enabled")]
+    enabled = [paste(params) for paste in pastes]
+    assert enabled == [False, True, False]
+
+
+def test_the_fields_of_a_face_travel_though_they_are_shown_to_faces_alone(build):
+    names = [component.elem_id.rpartition("unit1_")[2] for component in build().inputs[1 : 1 + len(FIELDS)]]
+    assert {"face", "lora", "s_scale", "score"} <= set(names)
+    face = build().inputs[1 + names.index("face")]
+    assert (face.value, face.visible) == ("largest", True)
 
 
 def test_an_infotext_without_us_switches_off_and_touches_no_unit(build):

@@ -86,6 +86,20 @@ def test_a_value_out_of_range_is_refused_before_the_first_cell(options):
     options["[IP-Adapter] Unit 1 Crop"].confirm(None, ["pad", "Tiles"])
 
 
+def test_the_fields_of_a_face_are_axes(options):
+    from lib_ipadapter.webui import xyz
+
+    cell = SimpleNamespace()
+    for label, value in (("Which face", "@0.25,0.5"), ("FaceID LoRA", 0.8), ("Face shape (Plus v2)", 2.0)):
+        option = options[f"[IP-Adapter] Unit 2 {label}"]
+        option.confirm(None, [value])
+        option.apply(cell, option.type(value), [])
+    assert xyz.values_of(cell) == {(2, "face"): "@0.25,0.5", (2, "lora"): 0.8, (2, "s_scale"): 2.0}
+    with pytest.raises(RuntimeError, match="face is 'third'"):
+        options["[IP-Adapter] Unit 1 Which face"].confirm(None, ["third"])
+    assert "[IP-Adapter] Unit 1 Identity score" not in options
+
+
 def test_choices_are_offered_and_accepted(options):
     for option in options.values():
         if option.choices is not None:
