@@ -101,6 +101,9 @@ class FakeHost:
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(extra)
+
     def typed_loras(self) -> Sequence[Path]:
         return self.typed
 
@@ -129,8 +132,6 @@ class FakeLora:
     def remove(self, *, sampling: bool) -> None:
         self.host.on = [lora for lora in self.host.on if lora is not self]
 
-    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
-        return tuple(extra)
 
 
 class FakeProcessing:
