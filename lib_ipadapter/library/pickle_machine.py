@@ -264,10 +264,6 @@ def _long1(reader: PickleMachine) -> None:
     reader.stack.append(int.from_bytes(reader.take(reader.byte()), "little", signed=True))
 
 
-def _mark_to_list(reader: PickleMachine) -> None:
-    reader.stack.append(reader.since_mark())
-
-
 def _mark_to_dict(reader: PickleMachine) -> None:
     made: dict[Any, Any] = {}
     reader.set_items(made, reader.since_mark())
@@ -282,11 +278,6 @@ def _setitem(reader: PickleMachine) -> None:
 def _setitems(reader: PickleMachine) -> None:
     items = reader.since_mark()
     reader.set_items(reader.stack[-1], items)
-
-
-def _append(reader: PickleMachine) -> None:
-    item = reader.stack.pop()
-    reader.append_items([item])
 
 
 Handler = Callable[[PickleMachine], Any]
@@ -308,11 +299,11 @@ for _code, _handler in {
     0x42: _counted(_INT4),
     0x5D: _pushes(list),
     0x7D: _pushes(dict),
-    0x6C: _mark_to_list,
+    0x6C: lambda r: r.stack.append(r.since_mark()),
     0x64: _mark_to_dict,
     0x85: _tuple_of(1),
     0x87: _tuple_of(3),
-    0x61: _append,
+    0x61: lambda r: r.append_items([r.stack.pop()]),
     0x65: lambda r: r.append_items(r.since_mark()),
     0x73: _setitem,
     0x75: _setitems,
