@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from lib_ipadapter.session.cache import ResultCache
+from lib_ipadapter.session.faces import FacePool
 from lib_ipadapter.session.features import EncoderPool
 from lib_ipadapter.session.models import Choice, Models
 from lib_ipadapter.session.prepare import prepare_unit
@@ -74,8 +75,8 @@ def measure(choice: Choice, runs: int) -> dict[str, float]:
         cache.clear()
         for milliseconds in times.values():
             started = time.perf_counter()
-            with EncoderPool(host, cache) as pool:
-                prepared = prepare_unit(1, unit, choice, pool=pool, store=store, cache=cache)
+            with EncoderPool(host, cache) as pool, FacePool(host, cache) as faces:
+                prepared = prepare_unit(1, unit, choice, pool=pool, faces=faces, store=store, cache=cache)
             milliseconds.append(1000 * (time.perf_counter() - started))
     held = sum(k.nbytes + v.nbytes for k, v in prepared.kv.values())
     return {f"{name} ms": statistics.median(values) for name, values in times.items()} | {"K/V bytes": held}

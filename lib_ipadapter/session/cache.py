@@ -1,6 +1,6 @@
 """Results kept between jobs: encoder features and projected keys and values, by what went into them.
 
-One `ResultCache` for the process, owned by `session.runner`; bounded in bytes, least recently used out first.
+One `ResultCache` for the process, owned by `webui.process`; bounded in bytes, least recently used out first.
 Tensors in it lie on the CPU and are never written to.
 """
 

@@ -18,13 +18,9 @@ from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
 from .claims import Claims
-from .faces import FacePool
 from .failures import afresh, as_named
-from .features import EncoderPool
-from .loras import JobLoras
 from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass, why_idle
-from .planning import loaded_base, plan_units
-from .prepare import PreparedUnit, lora_request, prepare_unit
+from .ready import ready_plan
 from .scoring import IdentityScores, scores_for
 from .services import Services
 from .wrapping import WrappedSample
@@ -217,44 +213,14 @@ class Job:
         for reason in (host.too_old(), host.refusal(self.p)):
             if reason:
                 raise UnsupportedHostStateError(reason)
-        active = [(number, unit) for number, unit in self._request.numbered if unit.weight != 0.0]
-        if not active:
+        plan = ready_plan(self.p, self._request, self._services, self._warn)
+        if plan is None:
             self._claims.retract(self.p)
             return None
-        loras = JobLoras(self._services, self._warn)
-        prepared = self._prepare_units(active, loras)
-        loras.expect([unit.number for unit in prepared])
-        self._claims.make(self.p, prepared, loras.told)
+        self._claims.make(self.p, plan.units, plan.loras.told)
         if self._scores is None:  # this job's first batch
-            self._scores = scores_for(prepared, self._services, self._warn)
-        return PassPlan(tuple(prepared), loras) if prepared else None
-
-    def _prepare_units(self, active: list[Any], loras: JobLoras) -> list[PreparedUnit]:
-        services, store = self._services, self._services.store()
-        base = loaded_base(self.p, services)
-        prepared: list[PreparedUnit] = []
-        host, cache = services.host, services.cache
-        with EncoderPool(host, cache) as pool, FacePool(host, cache) as faces:
-            for number, unit, choice in plan_units(self.p, active, services, self._failed_unit):
-                try:
-                    one = prepare_unit(number, unit, choice, pool=pool, faces=faces, store=store, cache=cache)
-                    loras.prepare(self.p, lora_request(one), fits_now=choice.spec.base == base)
-                except Exception as error:
-                    self._failed_unit(number, as_named(error, "The unit"))
-                    continue
-                prepared.append(one)
-                for note in one.notes:
-                    self._warn(f"Unit {number}, {note}")
-        return prepared
-
-    def _failed_unit(self, number: int, error: IPAdapterError) -> None:
-        """A unit that cannot be prepared stops the job, or is left out where the user asked for that."""
-        try:
-            if self._services.stop_on_failure():
-                raise afresh(error, f"IP-Adapter unit {number}: ") from None
-            self._warn(f"Generated without unit {number}. {error}")
-        finally:
-            del error  # as in `_prepare`
+            self._scores = scores_for(plan.units, self._services, self._warn)
+        return plan
 
     def _verify(self, plan: PassPlan) -> None:
         """After sampling: raise when the units could not have acted; say nothing of those that did not."""

@@ -17,8 +17,8 @@ from lib_ipadapter.library.catalogue import by_id
 from lib_ipadapter.library.detection import inspect_file
 from lib_ipadapter.library.errors import AdapterFileError, UnsupportedHostStateError
 from lib_ipadapter.library.files import fingerprint
-from lib_ipadapter.session import job as job_module
 from lib_ipadapter.session import loras as loras_module
+from lib_ipadapter.session import ready as ready_module
 from lib_ipadapter.session.claims import WARNING_KEY
 from lib_ipadapter.session.job import Job
 from lib_ipadapter.session.loras import TYPED, JobLoras, LoraRequest
@@ -343,7 +343,7 @@ def asking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unet: torch.nn.Modul
     """Units ask for the LoRA of a FaceID file beside their own adapter, at `strength`."""
     path = faceid(tmp_path, faceid_tensors(768, [layer.width for layer in find_cross_attention(unet)]))
     strength = {"strength": 0.6}
-    monkeypatch.setattr(job_module, "lora_request",
+    monkeypatch.setattr(ready_module, "lora_request",
                         lambda unit: request(path, unit.number, strength["strength"]))  # fmt: skip
     return strength
 

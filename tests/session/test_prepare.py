@@ -17,6 +17,7 @@ from lib_ipadapter.encoders.squares import to_squares
 from lib_ipadapter.library.errors import BadImageError
 from lib_ipadapter.session import features
 from lib_ipadapter.session import prepare as prepare_module
+from lib_ipadapter.session.faces import FacePool
 from lib_ipadapter.session.features import EncoderPool, negative_pixels
 from lib_ipadapter.session.prepare import PreparedUnit, prepare_unit
 from lib_ipadapter.session.services import Services
@@ -41,8 +42,8 @@ def given(folder: Path) -> Services:
 
 def prepare(given: Services, unit: Unit) -> tuple[PreparedUnit, EncoderPool]:
     choice = given.models.choose(unit.adapter, unit.intent, ["SD1"])
-    with EncoderPool(given.host, given.cache) as pool:
-        return prepare_unit(1, unit, choice, pool=pool, store=given.store(), cache=given.cache), pool
+    with EncoderPool(given.host, given.cache) as pool, FacePool(given.host, given.cache) as faces:
+        return prepare_unit(1, unit, choice, pool=pool, faces=faces, store=given.store(), cache=given.cache), pool
 
 
 def tokens(adapter: dict[str, torch.Tensor], pooled: torch.Tensor) -> torch.Tensor:
@@ -132,9 +133,10 @@ def test_what_is_kept_knows_the_square_that_was_encoded(given: Services) -> None
     large = replace(choice, spec=replace(choice.spec, image_size=prepare_module.LARGE_SIDE))
     kept = []
     for one in (choice, large, choice):
-        with EncoderPool(given.host, given.cache) as pool:
+        with EncoderPool(given.host, given.cache) as pool, FacePool(given.host, given.cache) as faces:
             unit = Unit(images=(RED,))
-            kept.append(prepare_unit(1, unit, one, pool=pool, store=given.store(), cache=given.cache).kv[1][0])
+            made = prepare_unit(1, unit, one, pool=pool, faces=faces, store=given.store(), cache=given.cache)
+            kept.append(made.kv[1][0])
     assert not torch.equal(kept[0], kept[1])
     assert torch.equal(kept[0], kept[2])
 

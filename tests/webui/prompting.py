@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib_ipadapter.session import job as job_module
+from lib_ipadapter.session import ready as ready_module
 from lib_ipadapter.session.prepare import PreparedUnit
 from tests.e2e.client import encoded, picture
 from tests.sample_models import write_sample_models
@@ -64,7 +64,7 @@ class Prompting:
                 return _decode(model, batch, *args, **kwargs)
 
             self.patch.setattr(module, "decode_latent_batch", keep)
-        process, prepare = api.process_images, job_module.prepare_unit
+        process, prepare = api.process_images, ready_module.prepare_unit
 
         def process_images(p: Any) -> Any:
             self.jobs.append(p)
@@ -76,7 +76,7 @@ class Prompting:
             return made
 
         self.patch.setattr(api, "process_images", process_images)
-        self.patch.setattr(job_module, "prepare_unit", prepare_unit)
+        self.patch.setattr(ready_module, "prepare_unit", prepare_unit)
 
     def post(self, *units: Any, route: str = "txt2img", **payload: Any) -> Any:
         """The host's raw answer to a job with these units."""

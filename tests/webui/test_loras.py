@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lib_ipadapter.library.detection import inspect_file
 from lib_ipadapter.library.files import fingerprint
-from lib_ipadapter.session import job as job_module
+from lib_ipadapter.session import ready as ready_module
 from lib_ipadapter.session.loras import TYPED, LoraRequest
 from tests.core.random_adapters import save_adapter
 from tests.core.random_loras import companion_tensors, faceid_tensors, save_companion
@@ -39,7 +39,7 @@ class Loras:
         self.strengths: dict[int, float] = {}
         self.paths: dict[int, Path] = {}
         self.use("sd15")
-        prompting.patch.setattr(job_module, "lora_request", self._request)
+        prompting.patch.setattr(ready_module, "lora_request", self._request)
 
     def use(self, kind: str, seed: int = 7) -> None:
         """Make the files for a checkpoint; the companion is called `face`, and `other` is another LoRA."""
