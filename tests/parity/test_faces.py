@@ -19,7 +19,7 @@ from tests.parity.tolerances import FACE_COSINE, FACE_PIXELS
 insightface = pytest.importorskip("insightface", reason="insightface is not installed")
 
 PICTURES = {
-    "square": face_picture(640, 640, [DrawnFace(300, 280, 200, 1, 8), DrawnFace(520, 500, 90, 2)], seed=1),
+    "square": face_picture(700, 700, [DrawnFace(300, 280, 200, 1, 8), DrawnFace(520, 500, 90, 2)], seed=1),
     "wide": face_picture(1111, 702, [DrawnFace(300, 300, 210, 3), DrawnFace(800, 400, 350, 4, -20)], seed=2),
     "tall": face_picture(333, 1000, [DrawnFace(170, 500, 150, 5)], seed=3),
     "tiny": face_picture(37, 29, [DrawnFace(18, 15, 20, 6)], seed=4),
@@ -58,6 +58,8 @@ def assert_same(faces: list[Face], boxes: np.ndarray, keypoints: np.ndarray) -> 
 @pytest.mark.parametrize("side", [640, 256])
 @pytest.mark.parametrize("name", PICTURES)
 def test_random_detections_are_the_packages(random_pack: tuple[Path, Path], name: str, side: int) -> None:
+    if insightface.__version__[0] in "01" and name != "square":
+        pytest.skip("before 2.0 equal scores, which the black beside a picture gives here, are in no order")
     boxes, keypoints = packaged_detections(random_pack[0], PICTURES[name], side)
     assert len(boxes) > 5
     for engine in (OnnxFaceEngine, InsightFaceEngine):
