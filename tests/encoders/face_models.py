@@ -125,7 +125,7 @@ def random_detector(seed: int = 0, fixed: int | None = None) -> bytes:
     for stride in STRIDES:
         features = graph.add("Relu", convolution(features, channels, 8, 2, 2.0))
         scores, boxes, points = OUTPUTS[stride]
-        logits = convolution(features, 8, ANCHORS, 1, 2.0, bias=-2.0)
+        logits = convolution(features, 8, ANCHORS, 1, 1.5, bias=-4.0)
         _rows(graph, graph.add("Sigmoid", logits), 1, scores)
         _rows(graph, convolution(features, 8, ANCHORS * 4, 1, 1.0, bias=2.5), 4, boxes)
         _rows(graph, convolution(features, 8, ANCHORS * 10, 1, 1.0), 10, points)
@@ -154,11 +154,11 @@ def drawn_face_detector() -> bytes:
     pixels = graph.add(
         "Conv", "input.1", graph.weight(kernels), graph.weight(biases), kernel_shape=[3, 3], pads=[1] * 4
     )
-    # how far each pixel's slopes are from those of a turned square: nowhere zero in noise
-    differences = np.zeros((2, 6, 1, 1))
-    differences[0, 1], differences[0, 5], differences[1, 2], differences[1, 4] = 1, -1, 1, 1
-    rough = graph.add("Abs", graph.add("Conv", pixels, graph.weight(differences), kernel_shape=[1, 1]))
-    maps = graph.add("Concat", pixels, rough, axis=1)
+    # The squares of the four slopes: even in a face, uneven in what only has such slopes on average.
+    squares = graph.add("Mul", pixels, pixels)
+    slopes = np.asarray([0, 1, 1, 0, 1, 1], np.float32).reshape(1, 6, 1, 1)
+    energy = graph.add("Conv", squares, graph.weight(slopes), kernel_shape=[1, 1])
+    maps = graph.add("Concat", pixels, energy, axis=1)
     for stride in STRIDES:
         _drawn_faces_at(graph, maps, stride)
     return graph.bytes([1, 3, "?", "?"], _detector_outputs())
@@ -178,9 +178,9 @@ def _drawn_faces_at(graph: _Graph, pixel_maps: str, stride: int) -> None:
         return both
 
     maps = graph.add("AveragePool", pixel_maps, kernel_shape=[stride] * 2, strides=[stride] * 2)
-    split = [f"map_{stride}_{index}" for index in range(8)]
+    split = [f"map_{stride}_{index}" for index in range(7)]
     graph.nodes.append(helper.make_node("Split", [maps], split, axis=1, name=f"split_{stride}"))
-    u, u_x, u_y, v, v_x, v_y, rough_1, rough_2 = split
+    u, u_x, u_y, v, v_x, v_y, energy = split
     half = number(0.5)
     cos = graph.add("Mul", graph.add("Add", u_x, v_y), half)  # of the tilt, over the size
     sin = graph.add("Mul", graph.add("Sub", u_y, v_x), half)
@@ -223,7 +223,7 @@ def _drawn_faces_at(graph: _Graph, pixel_maps: str, stride: int) -> None:
         graph.add("Greater", cos, number(0.0)),
         below(tangent, 0.7071),
         below(mismatch, 0.2),
-        below(graph.add("Sub", graph.add("Add", rough_1, rough_2), graph.add("Mul", slope, number(0.2))), 12 / 255),
+        below(graph.add("Sub", energy, graph.add("Mul", square, number(3.0))), 2e-4),
         *(below(edge, 2.0) for edge in edges),
     )
     away = graph.add("Div", graph.add("Add", graph.add("Abs", off_x), graph.add("Abs", off_y)), number(stride))
@@ -251,11 +251,11 @@ def _drawn_faces_at(graph: _Graph, pixel_maps: str, stride: int) -> None:
         _rows(graph, graph.add("Div", stacked, number(stride)), width, output)
 
 
-def person_recogniser(name: PackName = "buffalo_l", seed: int = 0) -> bytes:
+def person_recogniser(name: PackName = "buffalo_l", seed: int = 0, weights: float = 1.0) -> bytes:
     """ArcFace's interface around arithmetic that tells drawn people apart: a random view of the pattern in blue.
 
     The norm is about 20, as the published recognisers' are. The same person in another picture has a cosine near 1,
-    two persons one below 0.5.
+    two persons one below 0.5. `weights` multiplies its weights: not a number makes a damaged file.
     """
     rng = np.random.default_rng([seed, sorted(FILES).index(name)])
     graph = _Graph()
@@ -265,10 +265,10 @@ def person_recogniser(name: PackName = "buffalo_l", seed: int = 0) -> bytes:
     places = np.mgrid[:14, :14] - 6.5
     inside = (places**2).sum(axis=0) < 5.5**2
     flat = graph.add("Flatten", pooled)
-    weights = rng.normal(0, 1, (196, 512)) * inside.reshape(-1, 1)
-    weights -= weights.sum(axis=0) / inside.sum() * inside.reshape(-1, 1)  # blind to how bright all of it is
+    view = rng.normal(0, 1, (196, 512)) * inside.reshape(-1, 1)
+    view -= view.sum(axis=0) / inside.sum() * inside.reshape(-1, 1)  # blind to how bright all of it is
     graph.add(
-        "Gemm", flat, graph.weight(weights * 0.35), graph.weight(np.zeros(512)), output=EMBEDDING_OUTPUT[name]
+        "Gemm", flat, graph.weight(view * 0.35 * weights), graph.weight(np.zeros(512)), output=EMBEDDING_OUTPUT[name]
     )
     return graph.bytes(["None", 3, 112, 112], [(EMBEDDING_OUTPUT[name], (1, 512))])
 
