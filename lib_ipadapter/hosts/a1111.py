@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .a1111_loras import build_network
-from .base import CallReader, LaterCheckpoint, search_folders, torch_too_old
+from .base import CallReader, LaterCheckpoint, face_search_folders, search_folders, torch_too_old
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import SequenceReader
 
@@ -121,6 +121,24 @@ class A1111Host:
 
     def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
         return build_network(p.sd_model, name, weights)
+
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        """The ControlNet extension keeps its packs in `insightface` beside its preprocessors' other files.
+
+        Source: sd-webui-controlnet annotator/annotator_path.py (setting, then flag, then its own folder).
+        """
+        from modules import paths, shared
+
+        annotators = [
+            shared.opts.data.get("control_net_modules_path"),
+            getattr(shared.cmd_opts, "controlnet_annotator_models_path", None),
+        ]
+        annotators += [Path(folder) / "annotator" / "downloads" for folder in _controlnet_extension_folders()]
+        return face_search_folders(
+            Path(paths.models_path),
+            *extra,
+            *(Path(paths.data_path, folder) / "insightface" for folder in annotators if folder),
+        )
 
 
 def later_checkpoints(p: Any) -> list[LaterCheckpoint]:

@@ -7,6 +7,7 @@ whenever the prompt's networks are activated, which is before each pass, so ours
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -17,28 +18,34 @@ from torch.overrides import TorchFunctionMode
 from ..library.errors import UnsupportedHostStateError
 from .loras import PREFIX, PlacedLora, lora_module, split_weights, unmatched
 
+# A layer in which a merge failed carries the name all the same, and would not try again: then the name is used up.
+_used_up: Counter[str] = Counter()
 _NEEDED = ("network", "module_types", "convert_diffusers_name_to_compvis", "extra_network_lora")
 
 
 class NetworkLora:
     """A network of the host's own module types over the loaded model's layers."""
 
-    def __init__(self, networks: Any, net: Any) -> None:
+    def __init__(self, networks: Any, net: Any, digest: str) -> None:
         self._networks = networks
         self._net = net
+        self._digest = digest
 
     def put(self, strength: float, *, sampling: bool) -> PlacedLora:
         """The list is read in each forward, so it makes no difference whether the pass is under way."""
+        self._net.name = _name(self._digest)
         self._net.te_multiplier = self._net.unet_multiplier = float(strength)
-        placed = _Placed(self._networks, self._net)
+        placed = _Placed(self._networks, self._net, self._digest)
         self._networks.loaded_networks.append(self._net)
         return placed
 
 
 class _Placed:
-    def __init__(self, networks: Any, net: Any) -> None:
+    def __init__(self, networks: Any, net: Any, digest: str) -> None:
         self._networks = networks
         self._net = net
+        self._digest = digest
+        self._on = True
         self._failed_before = self._count()
 
     def failure(self) -> str:
@@ -61,6 +68,9 @@ class _Placed:
         """By identity: the host may have cleared the list, and others may have put theirs on it."""
         nets = self._networks.loaded_networks
         nets[:] = [net for net in nets if net is not self._net]
+        if self._on and self._count() > self._failed_before:
+            _used_up[self._digest] += 1
+        self._on = False
 
     def _count(self) -> int:
         return self._networks.extra_network_lora.errors.get(self._net.name, 0)
@@ -85,10 +95,11 @@ def build_network(sd_model: Any, name: str, weights: Mapping[str, torch.Tensor])
     if not hasattr(sd_model, "network_layer_mapping"):
         networks.assign_network_names_to_compvis_modules(sd_model)
     # Nothing on disk answers to it: what others read of a network's file is there, and empty.
+    called = _name(name)
     disk = SimpleNamespace(
-        name=PREFIX + name, alias=PREFIX + name, filename="", hash="", shorthash="", metadata={}, is_safetensors=False
+        name=called, alias=called, filename="", hash="", shorthash="", metadata={}, is_safetensors=False
     )
-    net = networks.network.Network(PREFIX + name, disk)
+    net = networks.network.Network(called, disk)
     mapping = sd_model.network_layer_mapping
     modules = split_weights(weights)
     layers = {key: networks.convert_diffusers_name_to_compvis(key, False) for key in modules}
@@ -103,7 +114,12 @@ def build_network(sd_model: Any, name: str, weights: Mapping[str, torch.Tensor])
             layer = layers[key]
             made = networks.network.NetworkWeights(network_key=key, sd_key=layer, w=parts, sd_module=mapping[layer])
             net.modules[layer] = _module(networks, net, made)
-    return NetworkLora(networks, net)
+    return NetworkLora(networks, net, name)
+
+
+def _name(digest: str) -> str:
+    times = _used_up[digest]
+    return f"{PREFIX}{digest}-{times}" if times else PREFIX + digest
 
 
 def _fits(layer: Any, parts: Mapping[str, torch.Tensor]) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -125,6 +126,10 @@ class Host(Protocol):
         """
         ...
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        """Where face packs are looked for with everything below, first to last; the first is where to put one."""
+        ...
+
 
 class StepClock:
     """The fraction of a pass that is done, from the denoiser's own counters.
@@ -173,6 +178,14 @@ def search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
     """The folders below `models` that are searched on every host, then the given ones, each once."""
     usual = [models / name for name in ("ipadapter", "ControlNet", "clip_vision")]
     wanted = [*usual, *(Path(folder) for folder in more if folder)]
+    return tuple(dict.fromkeys(wanted))
+
+
+def face_search_folders(models: Path, *more: Path | str | None) -> tuple[Path, ...]:
+    """The folders below `models` in which face packs lie on every host, the given ones, and insightface's own."""
+    usual = [models / name for name in ("insightface", "ipadapter")]
+    home = Path(os.path.expanduser("~/.insightface"))  # unlike Path's, does not raise where there is no home
+    wanted = [*usual, *(Path(folder) for folder in more if folder), home]
     return tuple(dict.fromkeys(wanted))
 
 

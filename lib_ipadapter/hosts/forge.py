@@ -20,6 +20,7 @@ from .base import (
     LaterCheckpoint,
     StepClock,
     call_argument,
+    face_search_folders,
     require_step,
     search_folders,
     torch_too_old,
@@ -131,6 +132,12 @@ class ForgeHost:
             _memory().load_models_gpu([patcher], room)
 
         return build_patches(p.sd_model, name, weights, load)
+
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        from modules import paths
+        from modules_forge import shared as forge_shared
+
+        return face_search_folders(Path(paths.models_path), *extra, forge_shared.preprocessor_dir)
 
 
 _Place = tuple[int, tuple[int, ...], int]

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import AdapterFileError
 from .pickle_machine import OPAQUE, PickleMachine
 from .printable import shown
 from .spec import TensorInfo
+from .tensor_records import FIRST_PLACE, MAX_RECORD, PLACES, PLACES_UNIT, RECORD, Parts, places_from, read_parts
 
 MAX_NODES = 100_000
 MAX_NAME = 500
@@ -41,6 +42,8 @@ _REBUILD = "torch._utils._rebuild_tensor_v2"
 ALLOWED = (_ORDERED_DICT, _REBUILD, *STORAGES)
 
 
+_WORD = struct.Struct("<I")
+
 # Without the shape: a hostile value's repr can be far longer than the file.
 _IMPOSSIBLE = "The pickle has a tensor of an impossible shape: the file is damaged."
 
@@ -60,6 +63,21 @@ class _Global:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+
+class _Alike(NamedTuple):
+    """What the records with the same parts have in common: all but the name, the storage's key and the places."""
+
+    kind: Any
+    device: Any
+    dtype: str
+    width: int
+    numel: int
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    tensor: TensorInfo
+    instructions: int
 
 
 class _TorchReader(PickleMachine):
@@ -100,10 +118,14 @@ class _TorchReader(PickleMachine):
             raise AdapterFileError("The pickle has a tensor storage of an unknown type: refused.")
         if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < MAX_COUNT:
             raise AdapterFileError("The pickle has a tensor storage of an impossible length: the file is damaged.")
+        return self.storage(key, known[0], known[1], numel)
+
+    def storage(self, key: str, dtype: str, width: int, numel: int) -> Storage:
+        """The storage of this key. Raises: AdapterFileError when it was another before."""
         storage = self.storages.get(key)
         if storage is None:
-            storage = self.storages[key] = Storage(key, known[0], known[1], numel)
-        elif (storage.dtype, storage.numel) != (known[0], numel):
+            storage = self.storages[key] = Storage(key, dtype, width, numel)
+        elif storage.dtype != dtype or storage.numel != numel:
             raise AdapterFileError(f"The pickle describes the storage '{shown(key)}' in two ways: the file is damaged.")
         return storage
 
@@ -124,6 +146,86 @@ class _TorchReader(PickleMachine):
         if described is None:
             described = self.described[storage.dtype, size] = TensorInfo(storage.dtype, size)
         return described
+
+    # -- many tensors
+    def run_records(self, limit: int) -> int:
+        """Run the tensors' records that begin here, behind a first name on the stack, in one step each.
+
+        Their places in the memo follow each other, and they ask for none of these: what records with the same parts
+        ask for is the same object each time.
+        """
+        data, end, at, stack, word = self.data, self.end, self.at, self.stack, _WORD.unpack_from
+        first = place = word(data, at + 1)[0]
+        if first < FIRST_PLACE:
+            return 0
+        expected, expected_step = places_from(first), PLACES * PLACES_UNIT
+        match, join, number, decode = RECORD.match, b"".join, int.from_bytes, bytes.decode
+        alike: dict[Parts, _Alike | None] = {}
+        made: list[Any] = []
+        ran = 0
+        while ran + MAX_RECORD <= limit:
+            found = match(data, at, end)
+            if found is None:
+                break
+            p0, head, length, digits, p1, counted, p2, placed, p3, strides, p4, hooks, p5, p6, p7 = found.groups()
+            if number(join((p0, p1, p2, p3, p4, p5, p6, p7)), "little") != expected or length[0] != len(digits):
+                break
+            key = decode(digits)
+            parts = (head, counted, placed, strides, hooks)
+            common = alike.get(parts)
+            if common is None:
+                common = alike[parts] = self.understand(parts, key, first)
+                if common is None:
+                    break
+            kind, device, dtype, width, numel, offset, size, stride, tensor, instructions = common
+            storage = self.storage(key, dtype, width, numel)
+            backward: dict[Any, Any] = {}
+            made += (
+                stack[-1], key, ("storage", kind, key, device, numel), size, stride, backward,
+                (storage, offset, size, stride, False, backward), tensor,
+            )  # fmt: skip
+            stack.append(tensor)
+            place += PLACES
+            expected += expected_step
+            ran += instructions
+            at = found.end()
+            start = at + 5
+            stop = start + word(data, at + 1)[0]
+            if data[at] != 0x58 or stop > end:
+                ran -= 1  # the next one's name, which is not there
+                break
+            stack.append(decode(data[start:stop], "utf-8", "replace"))
+            at = stop
+        self.memo.update(zip(range(first, place), made, strict=True))
+        self.at = at
+        return ran
+
+    def understand(self, parts: Parts, key: str, first: int) -> _Alike | None:
+        """Check what records of these parts have in common, on one of them; None leaves it to the single instructions.
+
+        `first` is the place from which on the memo is about to change. Raises: AdapterFileError, as they would.
+        """
+        told = read_parts(parts)
+        if told is None or told.kind >= first:
+            return None
+        try:
+            function, word, kind, device, hooks = (self.memo[place] for place in told[:5])
+        except KeyError:
+            return None
+        if not _is_global(function, _REBUILD) or not _is_global(hooks, _ORDERED_DICT):
+            return None
+        storage = self.persistent((word, kind, key, device, told.numel))
+        if not isinstance(storage, Storage):
+            return None
+        tensor = self.tensor((storage, told.offset, told.size, told.stride, False, {}))
+        return _Alike(
+            kind, device, storage.dtype, storage.width, told.numel, told.offset, told.size, told.stride, tensor,
+            told.instructions,
+        )  # fmt: skip
+
+
+def _is_global(value: Any, name: str) -> bool:
+    return isinstance(value, _Global) and value.name == name
 
 
 def _check_extent(storage: Storage, offset: Any, size: tuple[Any, ...], stride: tuple[Any, ...]) -> None:

@@ -76,9 +76,10 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def published_pickle(shapes: Shapes) -> bytes:
-    """The `data.pkl` of `torch.save({"image_proj": {...}, "ip_adapter": {...}})`."""
+    """The `data.pkl` of `torch.save({"image_proj": {...}, "ip_adapter": {...}})`, or whatever comes before the dots."""
     pickle, key = _Pickle(), 0
-    groups = {group: {n: i for n, i in shapes.items() if n.startswith(group + ".")} for group in _GROUPS}
+    names = dict.fromkeys(name.partition(".")[0] for name in shapes)
+    groups = {group: {n: i for n, i in shapes.items() if n.startswith(group + ".")} for group in names}
     pickle.parts.append(b"}")
     pickle.put()
     pickle.parts.append(b"(")
@@ -95,9 +96,6 @@ def published_pickle(shapes: Shapes) -> bytes:
             key += 1
         pickle.parts.append(b"u")
     return b"".join(pickle.parts) + b"u."
-
-
-_GROUPS = ("image_proj", "ip_adapter")
 
 
 def write_published(path: Path, shapes: Shapes) -> Path:

@@ -101,6 +101,9 @@ class FakeHost:
     def folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
 
+    def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
+        return tuple(extra)
+
     def typed_loras(self) -> Sequence[Path]:
         return self.typed
 
@@ -128,6 +131,7 @@ class FakeLora:
 
     def remove(self, *, sampling: bool) -> None:
         self.host.on = [lora for lora in self.host.on if lora is not self]
+
 
 
 class FakeProcessing:

@@ -129,7 +129,9 @@ def test_the_same_lora_of_two_units_is_on_once_at_the_larger_strength(
     assert loras.told[1].endswith(" at 0.9")
 
 
-def test_different_loras_are_both_on(host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_different_loras_are_both_on(
+    host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
     other = faceid(tmp_path, faceid_tensors(768, NARROW, seed=5), "other")
     loras = prepared(served, request(faceid(tmp_path, tensors)), request(other, 2, 0.3))
     loras.put_on(None, [1, 2], sampling=False)
@@ -271,7 +273,9 @@ def test_a_published_adapter_is_told_by_length_and_short_hash(tmp_path: Path, mo
     assert found.id == "faceid_sdxl_lora"
 
 
-def test_an_early_companion_is_refused(host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor]) -> None:
+def test_an_early_companion_is_refused(
+    host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor]
+) -> None:
     host.lora_dirs = [tmp_path / "Lora"]
     early = {f"down_blocks_1_x_attn1_{x}_proj.lora_down.weight": torch.zeros(2, 2) for x in "qkv"}
     save_companion(tmp_path / "Lora" / "ip-adapter-faceid_sd15_lora.safetensors", early)
@@ -388,7 +392,9 @@ def test_a_strength_of_0_brings_none(host: FakeHost, folder: Path, asking: Any) 
     assert told(p) is None
 
 
-def test_one_that_was_typed_is_said_so(host: FakeHost, folder: Path, asking: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_typed_is_said_so(
+    host: FakeHost, folder: Path, asking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(JobLoras, "_is_typed", lambda self, wanted: True)
     p = start(host, folder)
     assert seen_on(host, p) == [[], []]

@@ -280,7 +280,7 @@ def test_after_a_unit_that_failed_in_mid_pass_the_rest_has_no_lora(
 
         return read
 
-    shared.opts.data["ipadapter_on_failure"] = "continue"
+    shared.opts.set("ipadapter_on_failure", "continue with a warning")
     name = next(key for key in before if key.endswith("attn1.to_q.weight"))
     handle = unet().register_forward_hook(
         lambda module, *_: merged.append(not torch.equal(module.state_dict()[name], before[name]))
@@ -383,7 +383,7 @@ def test_a_lora_of_other_widths(prompting: Prompting, loras: Loras) -> None:
     assert "changes 128 layers, and 128 of them do not fit" in sentence
 
 
-def test_where_the_host_fails_to_merge(prompting: Prompting, loras: Loras, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_host_fails_to_merge(prompting: Prompting, loras: Loras) -> None:
     """A1111 counts a layer's failure and goes on without it; Forge raises by itself."""
     if prompting.is_forge:
         pytest.skip("Forge raises by itself")
@@ -392,15 +392,20 @@ def test_where_the_host_fails_to_merge(prompting: Prompting, loras: Loras, monke
     def fail(*_: Any) -> Any:
         raise RuntimeError("told to fail")
 
+    merged = loras.latents(strengths=(0.6,))
+    prompting.run()
     loras.strengths = {1: 0.6}
-    monkeypatch.setattr(network_lora.NetworkModuleLora, "calc_updown", fail)
-    answer = prompting.post(UNIT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network_lora.NetworkModuleLora, "calc_updown", fail)
+        answer = prompting.post(UNIT)
     assert answer.status_code == 422
     assert "could not merge the adapter's LoRA into 128 of 128 layers" in answer.json()["detail"]
+    assert not differ(loras.latents(strengths=(0.6,)), merged), "it is tried again"
 
 
 def test_where_nothing_merges(prompting: Prompting, loras: Loras, monkeypatch: pytest.MonkeyPatch) -> None:
     """A1111: the extension was switched off and the page reloaded. Forge: another script put a UNet in its place."""
+    prompting.run()
     loras.strengths = {1: 0.6}
     if prompting.is_forge:
         from modules import scripts, shared
