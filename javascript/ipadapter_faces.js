@@ -60,7 +60,7 @@ const ipadapterFaces = (() => {
 
     function pointIn(picture, event) {
         const frame = picture.getBoundingClientRect();
-        const along = (at, start, length) => Math.min(Math.max((at - start) / length, 0), 1).toFixed(4);
+        const along = (at, start, length) => Number(Math.min(Math.max((at - start) / length, 0), 1).toFixed(4));
         return `@${along(event.clientX, frame.left, frame.width)},${along(event.clientY, frame.top, frame.height)}`;
     }
 

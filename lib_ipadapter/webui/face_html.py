@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..encoders.faces import Face
 from ..session.faces import CROP_SIDE
+from ..units.face_choice import FaceChoice
 from .face_looks import FacePicture, FoundFaces
 from .strip import message_line, removal_key
 
@@ -94,13 +95,13 @@ def _button(found: FoundFaces, place: int, layer: int, *, chosen: bool) -> str:
     kind = "ipadapter-face-box" + (" ipadapter-face-chosen" if chosen else "")
     return (
         f'<button type="button" class="{kind}" aria-label="{label}" aria-pressed="{str(chosen).lower()}" '
-        f'title="{label}" data-point="@{_point(found, place)}" style="left:{x1:.2%};top:{y1:.2%};'
+        f'title="{label}" data-point="{_point(found, place)}" style="left:{x1:.2%};top:{y1:.2%};'
         f'width:{x2 - x1:.2%};height:{y2 - y1:.2%};z-index:{min(layer, MAX_SHOWN)}"><span>{place + 1}</span></button>'
     )
 
 
 def _point(found: FoundFaces, place: int) -> str:
-    """A point, as fractions of the picture, that means this face: its middle, or what no smaller face has of it.
+    """The choice of a point that means this face: its middle, or what no smaller face has of it.
 
     Of several boxes around a point the smallest counts (`encoders.face_choice`).
     """
@@ -110,8 +111,7 @@ def _point(found: FoundFaces, place: int) -> str:
     steps = sorted(range(1, 10), key=lambda step: abs(step - 5))
     places = [(x1 + (x2 - x1) * across / 10, y1 + (y2 - y1) * down / 10) for across in steps for down in steps]
     free = (at for at in places if not any(a <= at[0] <= c and b <= at[1] <= d for a, b, c, d in smaller))
-    x, y = next(free, places[0])
-    return f"{x:.4f},{y:.4f}"
+    return str(FaceChoice("point", point=next(free, places[0])))
 
 
 def _fractions(face: Face, size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -13,8 +13,9 @@ from PIL import Image
 from ..core.layers import find_cross_attention
 from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
+from ..library.companions import published_companions
 from ..library.errors import IPAdapterError
-from ..library.spec import base_title
+from ..library.spec import AdapterSpec, base_title
 from ..session.faces import misfits
 from ..session.failures import as_named
 from ..session.models import Choice
@@ -119,8 +120,17 @@ def described(choice: Choice) -> str:
     if choice.pack is None:
         return f"{name} with the encoder {choice.require_encoder().name} ({tokens} tokens per square)"
     fed = f"the face pack {choice.pack.name}" + (f" and the encoder {choice.encoder.name}" if choice.encoder else "")
-    lora = "its LoRA is in the file" if choice.spec.lora_rank else "it has no LoRA"
-    return f"{name} with {fed} ({tokens} tokens per face; {lora})"
+    return f"{name} with {fed} ({tokens} tokens per face; {_lora_of(choice.spec)})"
+
+
+def _lora_of(spec: AdapterSpec) -> str:
+    """Where a face adapter's LoRA is, in words."""
+    if spec.lora_rank:
+        return "its LoRA is inside"
+    published = published_companions(spec.kind, spec.base)
+    if not published:
+        return "it has no LoRA"
+    return f"its LoRA is a file of its own, {' or '.join(known.name for known in published)}"
 
 
 def page_services() -> PageServices:
