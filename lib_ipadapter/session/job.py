@@ -235,10 +235,11 @@ class Job:
             ))  # fmt: skip
             return
         self._claims.make(self.p, plan.units, plan.loras.told)
-        self._claims.retract(self.p, keep=plan.acted)
+        with_lora = plan.attached & plan.loras.told.keys()
+        self._claims.retract(self.p, keep=plan.acted | with_lora)
         for unit in plan.units:
             if unit.number not in plan.acted and not interrupted:
-                self._warn(why_idle(unit, unit.number in plan.attached))
+                self._warn(why_idle(unit, unit.number in plan.attached, with_lora=unit.number in with_lora))
 
     # -- shared
 

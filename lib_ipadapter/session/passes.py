@@ -129,15 +129,16 @@ def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> Pas
     return PassAttachment(unet, scope, plan, (), PassLoras(()))
 
 
-def why_idle(prepared: PreparedUnit, attached: bool) -> str:
-    """Why a unit that was ready did not act in any step."""
+def why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool = False) -> str:
+    """Why a unit that was ready did not act in any step; its LoRA may have, which is on for a whole pass."""
     number, unit = prepared.number, prepared.unit
     if not attached:
         return (
             f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
             "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."
         )
+    what = f"Of unit {number} only the LoRA acted" if with_lora else f"Unit {number} did not act"
     return (
-        f"Unit {number} did not act: no step of this job lies between its start ({unit.start:g}) and its end "
-        f"({unit.end:g}). Widen the range or use more steps."
+        f"{what}: no step of this job lies between its start ({unit.start:g}) and its end ({unit.end:g}). Widen the "
+        "range or use more steps."
     )

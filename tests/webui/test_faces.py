@@ -210,3 +210,15 @@ def test_without_onnxruntime_the_sentence_says_how_to_get_it(
     assert "onnxruntime" in prompting.refused({**FACE, "images": [fresh]})
     with_picture = prompting.run({"images": [GREEN]})
     assert with_picture.pixels, "image prompts need none of it"
+
+
+def test_a_lora_that_acted_alone_stands_in_the_infotext(prompting: Prompting) -> None:
+    """A LoRA is on for a whole pass, whatever the unit's window."""
+    plain = prompting.run().pixels
+    result = prompting.run({**FACE, "lora": 0.6, "start": 1.0, "end": 1.0})
+    assert result.pixels != plain
+    assert '\\"lora\\":\\"' in result.infotexts[0]
+    assert "only the LoRA acted" in result.infotexts[0]
+    result = prompting.run({**FACE, "lora": 0.0, "start": 1.0, "end": 1.0})
+    assert result.pixels == plain
+    assert "IP-Adapter unit 1:" not in result.infotexts[0]
