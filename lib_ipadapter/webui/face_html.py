@@ -81,8 +81,8 @@ def _picture(picture: FacePicture, found: FoundFaces) -> str:
     rest = f'<span class="ipadapter-face-more">and {more} more</span>' if more else ""
     return (
         f'<div class="ipadapter-face-picture" data-key="{escape(removal_key(picture.reference))}" role="group" '
-        f'aria-label="Faces in {escape(picture.name)}" title="Click the face that counts">'
-        f'<img src="{escape(found.source)}" alt="{escape(picture.name)}" width="{width}" height="{height}" '
+        f'aria-label="Faces in {escape(picture.name)}" title="Click the face that counts" '
+        f'style="--shape:{width / height:.4f}"><img src="{escape(found.source)}" alt="{escape(picture.name)}" '
         f'draggable="false"><svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{points}'
         f"</svg>{buttons}{rest}</div>"
     )

@@ -164,6 +164,26 @@ def test_a_picture_without_a_face_and_a_wrong_choice_are_told_of(faces, files):
     faces.wait_for_text("preview", "it must be largest, best")
 
 
+def test_boxes_lie_on_the_faces_whatever_the_pictures_shape(faces, tmp_path):
+    shapes = {"wide": (1600, 400, DrawnFace(1400, 200, 200)), "tall": (400, 1600, DrawnFace(200, 1400, 200))}
+    for name, (width, height, drawn) in shapes.items():
+        Image.fromarray(face_picture(width, height, [drawn])).save(tmp_path / f"{name}.png")
+        faces.choose(tmp_path / f"{name}.png")
+    faces.wait_for_faces(2)
+    measured = faces.page.eval_on_selector_all(
+        f"{faces.unit()}_preview .ipadapter-face-picture",
+        """all => all.map(picture => {
+            const [image, box] = ["img", ".ipadapter-face-box"].map(one => picture.querySelector(one)
+                .getBoundingClientRect());
+            return [image.width / image.height, (box.x + box.width / 2 - image.x) / image.width,
+                    (box.y + box.height / 2 - image.y) / image.height];
+        })""",
+    )
+    for (width, height, drawn), (shape, x, y) in zip(shapes.values(), measured, strict=True):
+        assert shape == pytest.approx(width / height, rel=0.05)
+        assert (x, y) == pytest.approx((drawn.x / width, drawn.y / height), abs=0.02)
+
+
 def test_photos_of_different_people_are_told_of(faces, files):
     faces.choose(files["one"], files["other"])
     faces.wait_for_faces(2)
@@ -190,8 +210,8 @@ def test_a_face_changes_the_picture_and_its_infotext_restores_the_choice(faces, 
     page.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
     page.fill("#txt2img_prompt textarea", info)
     page.click("#paste")
-    faces.open()
     faces.wait_for_faces(3)
+    faces.open()
     assert faces.intent() == "Face"
     assert (faces.face_text(), faces.number("s_scale"), faces.number("lora")) == (text, 1.5, 0.6)
     assert [pressed for _, pressed in faces.faces()] == [False, True, False]

@@ -109,6 +109,9 @@ for name in ("version", "schema", "models"):
     assert status(name, ("ann", "secret")) == 200
     assert status(name, ("bob", "other")) == 200
 assert "folders" not in httpx.get(address + "models", trust_env=False, timeout=60).text
+def ask(auth=None):
+    return httpx.post(address + "faces", json={"image": 7}, auth=auth, trust_env=False, timeout=60).status_code
+assert (ask(), ask(("ann", "other")), ask(("ann", "secret"))) == (401, 401, 422)
 """
 )
 
