@@ -41,7 +41,8 @@ class Claims:
             if choice.encoder is not None:
                 ran["encoder"] = choice.encoder.name
             if choice.pack is not None:
-                ran["faces"] = choice.pack.name
+                # A file that nobody knows may measure faces on another scale than the published one.
+                ran["faces"] = choice.pack.name + (f" {choice.pack.fingerprint[:10]}" if choice.pack.note else "")
             if one.number in loras:
                 ran["lora"] = loras[one.number]
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)

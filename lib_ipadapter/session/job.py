@@ -48,6 +48,7 @@ class Job:
         self._pass: PassAttachment | None = None
         self._plan: PassPlan | None = None
         self._scores: IdentityScores | None = None
+        self._pictures = 0
         self._reader = services.host.call_reader(p)
         self._passes = 0
         self._over = False
@@ -78,7 +79,9 @@ class Job:
         if not services.host.hides_errors() or not services.stop_on_failure():
             return
         try:
-            self._plan_or_raise()
+            plan = self._plan_or_raise()
+            if plan is not None:
+                plan.loras.finish()  # what was read is there for sampling
         except Exception as error:
             self._claims.retract(self.p)
             self._warn(f"Stopped. {as_named(error, WHAT)}")
@@ -132,6 +135,7 @@ class Job:
 
     def after_picture(self, picture: Image.Image) -> None:
         """Score a finished picture of the batch, where a unit asks for it."""
+        self._pictures += 1
         if self._scores is not None:
             self.p.extra_generation_params.update(self._scores.add(picture))
 
@@ -139,7 +143,10 @@ class Job:
         """Put every picture's score into the result's text and into what the API answers."""
         if self._scores is None:
             return
-        self.p.extra_generation_params.update(self._scores.values())
+        # What a grid of several jobs (X/Y/Z plot) writes afterwards is not one picture's.
+        own = {key: value for key, value in self.p.extra_generation_params.items() if key not in self._scores.values()}
+        self.p.extra_generation_params = own
+        processed.extra_generation_params = own | self._scores.values()
         processed.comments = "".join(
             [processed.comments or "", *(f"IP-Adapter: {sentence}\n" for sentence in self._scores.sentences())]
         )
@@ -219,7 +226,7 @@ class Job:
             return None
         self._claims.make(self.p, plan.units, plan.loras.told)
         if self._scores is None:  # this job's first batch
-            self._scores = scores_for(plan.units, self._services, self._warn)
+            self._scores = scores_for(plan.units, self._services, self._warn, self._pictures)
         return plan
 
     def _verify(self, plan: PassPlan) -> None:
@@ -235,11 +242,10 @@ class Job:
             ))  # fmt: skip
             return
         self._claims.make(self.p, plan.units, plan.loras.told)
-        with_lora = plan.attached & plan.loras.told.keys()
-        self._claims.retract(self.p, keep=plan.acted | with_lora)
+        self._claims.retract(self.p, keep=plan.acted | plan.with_lora)
         for unit in plan.units:
             if unit.number not in plan.acted and not interrupted:
-                self._warn(why_idle(unit, unit.number in plan.attached, with_lora=unit.number in with_lora))
+                self._warn(why_idle(unit, unit.number in plan.attached, with_lora=unit.number in plan.with_lora))
 
     # -- shared
 
@@ -295,7 +301,7 @@ class Job:
 
     def _go_on_without(self, error: IPAdapterError) -> None:
         """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
-        acted = self._plan.acted if self._plan is not None else ()
+        acted = self._plan.acted | self._plan.with_lora if self._plan is not None else ()
         passes = self._passes
         self._detach(sampling=True)
         self._claims.retract(self.p, keep=acted)

@@ -27,6 +27,11 @@ class PassPlan:
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
 
+    @property
+    def with_lora(self) -> set[int]:
+        """The numbers of the units whose LoRA was on in a pass, whether they acted in a step or not."""
+        return self.attached & self.loras.told.keys()
+
 
 class PassAttachment:
     """What is attached to `unet`; `close` removes it."""

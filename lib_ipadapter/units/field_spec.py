@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from ..library.errors import BadUnitError
-from .face_choice import FACE_FORMS, parse_face_choices, write_face_choices
+from .face_choice import FACE_FORMS, MAX_FACE_TEXT, parse_face_choices, write_face_choices
 
 Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face"]
 Value = bool | float | str | tuple[str, ...]
@@ -131,7 +131,7 @@ def _read_choice(spec: FieldSpec[Value], value: object) -> str:
     raise spec.refuse(value, did_you_mean(wanted, [choice for choice, _ in spec.choices]))
 
 
-def _read_text(spec: FieldSpec[Value], value: object) -> str:
+def _read_text(spec: FieldSpec[Value], value: object, longest: int = MAX_TEXT) -> str:
     # A cleared drop-down or text box arrives as null, "" or, from gradio 3, [].
     if value is None or value in ("", []):
         return cast(str, spec.default)
@@ -139,7 +139,7 @@ def _read_text(spec: FieldSpec[Value], value: object) -> str:
         raise spec.refuse(value)
     text = value.strip()
     # What is not printable (line breaks, NUL, lone surrogates) is no file name and could not be written to a PNG.
-    if len(text) > MAX_TEXT or not text.isprintable():
+    if len(text) > longest or not text.isprintable():
         raise spec.refuse(value)
     return text or cast(str, spec.default)
 
@@ -147,7 +147,7 @@ def _read_text(spec: FieldSpec[Value], value: object) -> str:
 def _read_face(spec: FieldSpec[Value], value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    text = _read_text(spec, value)
+    text = _read_text(spec, value, MAX_FACE_TEXT)
     try:
         return write_face_choices(parse_face_choices(text))
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .face_choice import FACE_PATTERN
+from .face_choice import FACE_PATTERN, MAX_FACE_TEXT
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
 
@@ -78,5 +78,5 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
     else:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":
-            form["pattern"] = FACE_PATTERN
+            form.update(pattern=FACE_PATTERN, maxLength=MAX_FACE_TEXT)
     return form

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..library.errors import BadUnitError
+from .face_choice import parse_face_choices
 from .field_spec import did_you_mean, read_json, shown
 from .fields import (
     ADAPTER,
@@ -86,6 +87,12 @@ class Unit:
             raise BadUnitError(
                 f"start is {self.start:g} and end is {self.end:g}; start must not be greater than end "
                 f"(both from {START.minimum:g} to {START.maximum:g})."
+            )
+        choices = len(parse_face_choices(self.face))
+        if choices > max(1, len(self.images)) and self.images:
+            raise BadUnitError(
+                f"face names {choices} choices and the unit has {len(self.images)} "
+                f"picture{'' if len(self.images) == 1 else 's'}; give one for all pictures, or one for each."
             )
 
     @classmethod

@@ -78,7 +78,8 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("face", 2, "2"),
         ("face", " Best ", "best"),
         ("face", "@.5, 0.25", "@0.5,0.25"),
-        ("face", "largest;;3 ; @0,1", "largest; largest; 3; @0,1"),
+        ("face", "largest;;3 ; @0,1", ";;3;@0,1"),
+        ("face", ";".join(["@0.1234,0.5678"] * 64), ";".join(["@0.1234,0.5678"] * 64)),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, given: object, expected: object) -> None:

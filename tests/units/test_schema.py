@@ -17,7 +17,8 @@ GOOD = [
     {},
     {"images": ["a"], "weight": -1, "start": 0.5, "end": 0.5},
     {"enabled": False, "intent": "style", "combine": "average", "adapter": "x.bin", "uncond": "noise", "crop": "pad"},
-    {"intent": "face", "face": "largest; 2;; @0.31, 1", "lora": 0, "s_scale": 2.5, "score": True},
+    {"intent": "face", "images": list("abcd"), "face": "largest; 2;; @0.31, 1", "lora": 0, "score": True},
+    {"s_scale": 2.5},
     {"face": "1000"},
 ]
 BAD = [
