@@ -1,10 +1,12 @@
 """Units as infotext: one key per unit that ran, `IP-Adapter unit 1`, whose value is a compact JSON object.
 
 The object holds the fields that differ from their defaults, `refs` (the SHA-256 digests of the reference files, whole,
-so that the store finds the pictures again and another machine can tell which were used) and `ran` (what acted that is
-no field: the adapter file found for "auto", its fingerprint, the encoder). `webui` writes it after the units have run
-and reads it on paste. The host quotes a value that holds a comma, colon or line break with `json.dumps` and unquotes
-it with `json.loads` before handing it over (A1111, modules/infotext_utils.py: quote, unquote); both forms are read.
+so that the store finds the pictures again and another machine can tell which were used) and `ran`, what acted that is
+no field: `file`, the adapter found for "auto", its `hash`, the `encoder`, and of a person `faces`, the face pack, and
+`lora`, which LoRA was on and how strong. `session.claims` writes it when the units are ready and again after they have
+run; `webui` reads it on paste. A unit's identity score has a key of its own (`session.scoring`), which is not read. The
+host quotes a value that holds a comma, colon or line break with `json.dumps` and unquotes it with `json.loads` before
+handing it over (A1111, modules/infotext_utils.py: quote, unquote); both forms are read.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _SKIPPED = (ENABLED.name, IMAGES.name)
 class PastedUnit(NamedTuple):
     """A unit read from infotext; `images` are store ids, which may or may not be in this machine's store.
 
-    `ran` is what acted then (adapter file, fingerprint, encoder), as text to show.
+    `ran` is what acted then (adapter file, fingerprint, encoder, face pack, LoRA), as text to show.
     """
 
     number: int

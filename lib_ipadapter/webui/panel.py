@@ -44,10 +44,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (ENABLED.name, INTENT.name),
     (IMAGES.name,),
     (ADAPTER.name,),
-    (FACE.name, SCORE.name),
+    (FACE.name,),
     (LORA.name, S_SCALE.name),
     (WEIGHT.name, START.name, END.name),
     (COMBINE.name, CROP.name, UNCOND.name),
+    (SCORE.name,),
 )
 RADIOS = (INTENT.name,)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -78,6 +80,13 @@ def build(standin, services):
             return build_panel(tab=tab, max_units=max_units, services=services)
 
     return build
+
+
+def classes_around(component) -> list[str]:
+    """The classes of what a component lies in."""
+    if component.parent is None:
+        return []
+    return [*(component.parent.elem_classes or ()), *classes_around(component.parent)]
 
 
 def values_of(panel) -> list[object]:
@@ -177,6 +186,18 @@ def test_the_fields_of_a_face_travel_though_they_are_shown_to_faces_alone(build)
     assert {"face", "lora", "s_scale", "score"} <= set(names)
     face = build().inputs[1 + names.index("face")]
     assert (face.value, face.visible) == ("largest", True)
+
+
+def test_what_means_something_to_every_unit_is_in_no_row_that_is_hidden(build):
+    """Which fields the style sheet hides with their row in units without faces."""
+    style = (Path(__file__).resolve().parents[2] / "style.css").read_text(encoding="utf-8")
+    hidden = set(re.findall(r":not\(\.ipadapter-with-faces\) \.(ipadapter-row-\w+)", style))
+    gone = [
+        component.elem_id.rpartition("unit1_")[2]
+        for component in build().inputs[1 : 1 + len(FIELDS)]
+        if hidden & set(classes_around(component))
+    ]
+    assert gone == ["face", "lora", "s_scale"]
 
 
 def test_an_infotext_without_us_switches_off_and_touches_no_unit(build):
