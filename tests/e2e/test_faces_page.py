@@ -222,7 +222,7 @@ def test_a_face_changes_the_picture_and_its_infotext_restores_the_choice(faces, 
     text = faces.face_text()
     changed, info = generate(page)
     assert changed and changed != plain
-    assert '"faces":"buffalo_l"' in info.replace("\\", "")
+    assert '"faces":"buffalo_l' in info.replace("\\", "")
     page.reload()
     page.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
     page.fill("#txt2img_prompt textarea", info)
