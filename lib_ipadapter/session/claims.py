@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..units.images import ImageStore
 from ..units.infotext import infotext_key, unit_to_infotext
+from ..units.regions import EVERYWHERE, is_picture
 from ..units.unit import Unit
 from .prepare import PreparedUnit
 
@@ -30,7 +32,9 @@ class Claims:
         """Put the requested units where the host's prompt history looks; replaced by what ran, or removed."""
         for number, unit in units:
             stored = [value for value in unit.images if store.has(value)]
-            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
+            inline = is_picture(unit.region) and not store.has(unit.region)
+            told = replace(unit, region=EVERYWHERE) if inline else unit
+            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(told, stored, {})
 
     def make(self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str]) -> None:
         """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong."""
@@ -45,7 +49,8 @@ class Claims:
                 ran["faces"] = choice.pack.name + (f" {choice.pack.fingerprint[:10]}" if choice.pack.note else "")
             if one.number in loras:
                 ran["lora"] = loras[one.number]
-            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)
+            unit = one.unit if one.region is None else replace(one.unit, region=one.region.text)
+            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(unit, one.digests, ran)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:
         """Take every claim back but those of the units in `keep`."""

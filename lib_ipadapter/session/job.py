@@ -21,6 +21,7 @@ from .claims import Claims
 from .failures import afresh, as_named
 from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass, why_idle
 from .ready import ready_plan
+from .regions import Canvas, canvas_of
 from .scoring import IdentityScores, scores_for
 from .services import Services
 from .wrapping import WrappedSample
@@ -51,6 +52,7 @@ class Job:
         self._pictures = 0
         self._reader = services.host.call_reader(p)
         self._passes = 0
+        self._canvas: Canvas | None = None
         self._over = False
 
     @property
@@ -102,15 +104,19 @@ class Job:
             earlier = p.__dict__.get("sample")
         p.sample = WrappedSample(p, self._sample)
 
-    def before_sampling(self) -> None:
-        """Attach to the UNet of the pass (base, hires) that is about to start; called again, it starts afresh."""
+    def before_sampling(self, latent: Any = None) -> None:
+        """Attach to the UNet of the pass (base, hires) that is about to start from `latent` (b, c, h, w).
+
+        Called again, it starts afresh.
+        """
         if self._plan is None:
             return
-        self._begin_pass(sampling=False)
+        self._begin_pass(latent, sampling=False)
 
-    def _begin_pass(self, *, sampling: bool) -> None:
+    def _begin_pass(self, latent: Any, *, sampling: bool) -> None:
         self._reader.forget()
         self._passes += 1
+        self._canvas = canvas_of(latent)
         self._guarded(lambda: self._attach(sampling=sampling))
 
     def before_step(self, params: Any) -> None:
@@ -121,7 +127,7 @@ class Job:
         if self._plan is None:
             return
         if self._pass is None:
-            self._begin_pass(sampling=True)
+            self._begin_pass(getattr(params, "x", None), sampling=True)
             if self._plan is None:
                 return
 
@@ -245,7 +251,7 @@ class Job:
         self._claims.retract(self.p, keep=plan.acted | plan.with_lora)
         for unit in plan.units:
             if unit.number not in plan.acted and not interrupted:
-                self._warn(why_idle(unit, unit.number in plan.attached, with_lora=unit.number in plan.with_lora))
+                self._warn(why_idle(unit, plan, with_lora=unit.number in plan.with_lora))
 
     # -- shared
 
@@ -254,7 +260,9 @@ class Job:
             self._pass.close()
         unet = self._services.host.unet(self.p)
         assert self._plan is not None
-        self._pass = attach_pass(self.p, unet, self._plan, self._read_call, self._warn, sampling=sampling)
+        self._pass = attach_pass(
+            self.p, unet, self._plan, self._read_call, self._warn, self._canvas, sampling=sampling
+        )
 
     def _check_loras(self) -> None:
         if self._pass is not None:

@@ -6,26 +6,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
+from ..core.masks import is_nowhere
 from ..core.weighting import layer_weights
+from ..hosts.crops import sampled_crop
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
 from .loras import JobLoras, PassLoras
 from .planning import base_of
 from .prepare import PreparedUnit
+from .regions import Canvas, draw_region
 
 
 @dataclass(frozen=True)
 class PassPlan:
-    """The job's prepared units and LoRAs, and the numbers of the units that were in a pass, and acted, so far."""
+    """The job's prepared units and LoRAs, and the numbers of the units that were in a pass, and acted, so far.
+
+    `outside` has those that were left out of a pass because no part of their region was sampled in it.
+    """
 
     units: tuple[PreparedUnit, ...]
     loras: JobLoras
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
+    outside: set[int] = field(default_factory=set)
 
     @property
     def with_lora(self) -> set[int]:
@@ -72,11 +79,19 @@ class PassAttachment:
 
 
 def attach_pass(
-    p: Any, unet: nn.Module, plan: PassPlan, read_call: ReadCall, warn: Callable[[str], None], *, sampling: bool = False
+    p: Any,
+    unet: nn.Module,
+    plan: PassPlan,
+    read_call: ReadCall,
+    warn: Callable[[str], None],
+    canvas: Canvas | None = None,
+    *,
+    sampling: bool = False,
 ) -> PassAttachment:
     """Attach the units that fit `unet`; one that does not is off in this pass, and `warn` is told.
 
-    `sampling` says that the pass is under way already: the refiner came, or nobody announced it.
+    `canvas` is the size that the pass samples, where it is known; units with a region need it. `sampling` says that the
+    pass is under way already: the refiner came, or nobody announced it.
     """
     layers = find_cross_attention(unet)
     fitting: list[PreparedUnit] = []
@@ -87,12 +102,16 @@ def attach_pass(
             warn(f"Unit {unit.number} was off in a pass that it does not fit. {error}")
         else:
             fitting.append(unit)
+    masks = _draw_masks(p, fitting, canvas)
+    plan.outside.update(number for number, mask in masks.items() if is_nowhere(mask))
+    fitting = [unit for unit in fitting if not is_nowhere(masks.get(unit.number))]
     attentions = [
         UnitAttention(
             unit.name,
             dict(unit.kv),
             layer_weights(_layers_for(unit), layers, unit.unit.weight),
             unit.window,
+            masks.get(unit.number),
         )
         for unit in fitting
     ]
@@ -104,6 +123,15 @@ def attach_pass(
         scope.close()
         raise
     return PassAttachment(unet, scope, plan, fitting, loras)
+
+
+def _draw_masks(p: Any, units: Sequence[PreparedUnit], canvas: Canvas | None) -> dict[int, Tensor]:
+    """The regions of those units that have one, by the units' numbers, on the pass's canvas."""
+    confined = [(unit.number, unit.region) for unit in units if unit.region is not None]
+    if not confined:
+        return {}
+    crop = sampled_crop(p)
+    return {number: draw_region(region, canvas, crop) for number, region in confined}
 
 
 def _layers_for(unit: PreparedUnit) -> str:
@@ -134,10 +162,15 @@ def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> Pas
     return PassAttachment(unet, scope, plan, (), PassLoras(()))
 
 
-def why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool = False) -> str:
+def why_idle(prepared: PreparedUnit, plan: PassPlan, *, with_lora: bool = False) -> str:
     """Why a unit that was ready did not act in any step; its LoRA may have, which is on for a whole pass."""
     number, unit = prepared.number, prepared.unit
-    if not attached:
+    if number in plan.outside:
+        return (
+            f"Unit {number} did not act: no part of its region lies in the part of the picture that was sampled. Move "
+            "the region or the inpainting mask, or let the unit act everywhere."
+        )
+    if number not in plan.attached:
         return (
             f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
             "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."

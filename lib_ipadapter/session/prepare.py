@@ -22,6 +22,7 @@ from .faces import FacePool
 from .features import EncoderPool, Reference, View, require_finite
 from .loras import LoraRequest
 from .models import Choice
+from .regions import ReadyRegion, read_region
 from .tokens import combination, face_tokens, picture_tokens
 
 logger = logging.getLogger("ipadapter")
@@ -34,7 +35,8 @@ LARGE_SIDE = 448
 class PreparedUnit:
     """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
 
-    `notes` are sentences about the pictures that the user should see with the result.
+    `notes` are sentences about the pictures that the user should see with the result; `region` is None where the unit
+    acts everywhere.
     """
 
     number: int
@@ -44,6 +46,7 @@ class PreparedUnit:
     window: Window
     kv: LayerKV = field(repr=False)
     notes: tuple[str, ...] = ()
+    region: ReadyRegion | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +77,7 @@ def prepare_unit(
     """
     started, encoded, analysed = time.perf_counter(), pool.encoded, faces.analysed
     references = read_references(unit, store)
+    region = read_region(unit, store)
     digests = tuple(reference.digest for reference in references)
     # What a file is may depend on its name (448 px), which its bytes' fingerprint does not know: the view says it.
     view = choice_view(choice, unit.crop)
@@ -90,7 +94,7 @@ def prepare_unit(
         "cached" if cached else _work(pool.encoded - encoded, faces.analysed - analysed),
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
-    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv, projected.notes)
+    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv, projected.notes, region)
 
 
 def _files(choice: Choice) -> tuple[str, ...]:

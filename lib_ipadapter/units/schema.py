@@ -7,6 +7,7 @@ from typing import NamedTuple
 from .face_choice import FACE_PATTERN, MAX_FACE_TEXT
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
+from .regions import BOX_PATTERN, PICTURE_PATTERN
 
 
 class Axis(NamedTuple):
@@ -75,6 +76,9 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
         form.update(type="string", enum=[value for value, _ in spec.choices])
     elif spec.kind == "images":
         form.update(type="array", items={"type": "string", "minLength": 1}, maxItems=int(spec.maximum or 0))
+    elif spec.kind == "region":
+        names = [value for value, _ in spec.choices]
+        form.update(type="string", anyOf=[{"enum": names}, {"pattern": BOX_PATTERN}, {"pattern": PICTURE_PATTERN}])
     else:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":

@@ -20,11 +20,13 @@ from .fields import (
     ENABLED,
     END,
     FACE,
+    FEATHER,
     FIELDS,
     FIELDS_BY_NAME,
     IMAGES,
     INTENT,
     LORA,
+    REGION,
     S_SCALE,
     SCORE,
     START,
@@ -54,6 +56,10 @@ OTHER_NAMES = {
     "shortcut_scale": "s_scale",
     "weight_v2": "s_scale",
     "identity_score": "score",
+    "mask": "region",
+    "effective_region_mask": "region",
+    "ip_adapter_masks": "region",
+    "attn_mask": "region",
 }
 
 
@@ -79,6 +85,8 @@ class Unit:
     lora: float = LORA.default
     s_scale: float = S_SCALE.default
     score: bool = SCORE.default
+    region: str = REGION.default
+    feather: float = FEATHER.default
 
     def __post_init__(self) -> None:
         for spec in FIELDS:

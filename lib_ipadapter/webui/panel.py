@@ -21,10 +21,12 @@ from ..units.fields import (
     ENABLED,
     END,
     FACE,
+    FEATHER,
     FIELDS,
     IMAGES,
     INTENT,
     LORA,
+    REGION,
     S_SCALE,
     SCORE,
     START,
@@ -47,6 +49,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (FACE.name,),
     (LORA.name, S_SCALE.name),
     (WEIGHT.name, START.name, END.name),
+    (REGION.name, FEATHER.name),
     (COMBINE.name, CROP.name, UNCOND.name),
     (SCORE.name,),
 )
@@ -185,6 +188,11 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         labels = dict(spec.choices)
         kind = gr.Radio if spec.name in RADIOS else gr.Dropdown
         component = kind(choices=list(labels.values()), value=labels[str(spec.default)], **common)
+    elif spec.kind == "region":
+        labels = dict(spec.choices)
+        component = gr.Dropdown(
+            choices=list(labels.values()), value=labels[str(spec.default)], allow_custom_value=True, **common
+        )
     elif spec.kind == "adapter":
         # The list is read later, and a pasted adapter may not be in it: gradio 4 drops values that are not choices.
         component = gr.Dropdown(choices=[spec.default], value=spec.default, allow_custom_value=True, **common)

@@ -20,6 +20,11 @@ GOOD = [
     {"intent": "face", "images": list("abcd"), "face": "largest; 2;; @0.31, 1", "lora": 0, "score": True},
     {"s_scale": 2.5},
     {"face": "1000"},
+    {"region": "left third", "feather": 0.2},
+    {"region": "0.1, .2,0.5,0.8"},
+    {"region": "sha256:" + "a" * 64, "feather": 0},
+    {"region": "data:image/png;base64,AAAA"},
+    {"region": "iVBORw0KGgo" * 9},
 ]
 BAD = [
     {"weight": 4},
@@ -30,6 +35,12 @@ BAD = [
     {"face": "@0.5"},
     {"face": "@1.5,0"},
     {"face": "largest 2"},
+    {"region": "leftish"},
+    {"region": "0.1,0.2,0.5"},
+    {"region": "0.1,0.2,0.5,1.5"},
+    {"region": "sha256:12"},
+    {"region": 3},
+    {"feather": 0.6},
     {"images": [""]},
     {"images": ["a"] * 65},
     {"enabled": 7},
@@ -64,10 +75,13 @@ def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
         assert axis.label == spec.label
         for cell in axis.choices or ("best" if axis.field == "face" else "0.5",):
             assert spec.parse(axis.type(cell)) is not None
-    assert {axis.field for axis in axes() if axis.type is float} == {"weight", "start", "end", "lora", "s_scale"}
+    assert {axis.field for axis in axes() if axis.type is float} == {
+        "weight", "start", "end", "lora", "s_scale", "feather",
+    }  # fmt: skip
 
 
 def test_the_table_is_well_formed_markdown() -> None:
     lines = markdown_table().splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+    assert "| `region` | Region | everywhere, left, right," in markdown_table()
     assert "| `weight` | Weight | a number from -1 to 3 | `0.8` |" in markdown_table()

@@ -149,6 +149,15 @@ def test_an_adapter_outside_the_list_survives_the_page(build):
     assert adapter.allow_custom_value
 
 
+@pytest.mark.parametrize("text", ["Left third", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
+def test_a_region_is_chosen_or_typed(build, text):
+    values, inputs = values_of(build()), build().inputs
+    place = next(place for place, one in enumerate(inputs) if (one.elem_id or "").endswith("unit1_region"))
+    assert values[place] == "Everywhere"
+    values[place] = inputs[place].preprocess(text)
+    assert parse_args([True, *values[1:]], UNITS).units[0].region == text.lower()
+
+
 def test_pasted_units_come_back_through_the_page(build):
     from lib_ipadapter.units.infotext import infotext_key, unit_to_infotext
 
@@ -156,10 +165,14 @@ def test_pasted_units_come_back_through_the_page(build):
     units = {
         1: Unit(weight=0.35, adapter='odd "name", with: signs', crop="pad", images=("sha256:" + "a" * 64,)),
         2: Unit(
+            region="0.1,0.25,0.4,0.5", feather=0.15,
             intent="face", face="@0.31,0.42; 2", lora=0.85, s_scale=1.5, score=True, combine="mean",
             images=("sha256:" + "c" * 64, "sha256:" + "d" * 64),
         ),
-        3: Unit(intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,)),
+        3: Unit(
+            region="sha256:" + "e" * 64,
+            intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,),
+        ),
     }
     params = {infotext_key(number): unit_to_infotext(unit, unit.images, {}) for number, unit in units.items()}
     values = []
