@@ -152,6 +152,7 @@ def test_a_newer_version_is_read_as_far_as_known() -> None:
         ({"refs": ["http://host/a.png"]}, Unit(), "is not a SHA-256 digest"),
         ({"refs": [REFS[0], 5]}, Unit(images=REFS[:1]), "5 is not a SHA-256 digest"),
         ({"refs": "abc"}, Unit(), "refs is 'abc' and not a list"),
+        ({"start": 0.9, "face": "1;2", "refs": [REFS[0][7:]]}, Unit(start=0.9, images=REFS[:1]), "names 2 choices"),
         ({"refs": [REFS[0][7:]] * 65}, Unit(images=REFS[:1] * 64), "65 references are named"),
         ({"ran": "x"}, Unit(), "ran is 'x' and not an object"),
     ],
