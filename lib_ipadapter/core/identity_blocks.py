@@ -12,6 +12,7 @@ layers, which then hold no memory until the file's tensors are assigned; the hos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -59,12 +60,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(b, seq, width), (b, tokens, context) -> (b, seq, width)."""
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self._project(x, context))
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(
+            self._by_head(self.to_q(x)), self._by_head(self.to_k(context)), self._by_head(self.to_v(context))
+        )
         return self.to_out[0](attended.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.to_q(x), self.to_k(context), self.to_v(context)
+    def _by_head(self, x: Tensor) -> Tensor:
+        rows, length, width = x.shape
+        return x.reshape(rows, length, self.heads, width // self.heads).transpose(1, 2)
 
 
 class GatedLinear(nn.Module):
@@ -165,7 +168,7 @@ class HintEmbedding(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1, **META)
         self.blocks = nn.ModuleList()
-        for width, following in zip(widths, widths[1:], strict=False):
+        for width, following in pairwise(widths):
             self.blocks.append(nn.Conv2d(width, width, 3, padding=1, **META))
             self.blocks.append(nn.Conv2d(width, following, 3, stride=2, padding=1, **META))
         self.conv_out = nn.Conv2d(widths[-1], out_width, 3, padding=1, **META)
@@ -185,9 +188,7 @@ class Level(nn.Module):
         self, in_width: int, out_width: int, time_width: int, context_width: int, heads: int, depth: int, *, last: bool
     ) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            [ResnetBlock(width, out_width, time_width) for width in (in_width, out_width)]
-        )
+        self.resnets = nn.ModuleList([ResnetBlock(width, out_width, time_width) for width in (in_width, out_width)])
         if depth:
             self.attentions = nn.ModuleList([Transformer(out_width, context_width, heads, depth) for _ in range(2)])
         if not last:

@@ -13,15 +13,15 @@ Build it inside the host's own context where the host is to swap it (`core.ident
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..library.errors import AdapterFileError
+from ..library.errors import AdapterFileError, WrongBaseError
 from ..library.spec import ControlNetSpec
 from .autocast import without_autocast
 from .checkpoint import read_tensors
@@ -83,6 +83,8 @@ class IdentityNet(nn.Module):
         `x` (b, 4 or more, h, w): the UNet's latents, of which the first four channels count (an inpainting UNet has
         nine). `timesteps` (b,), `context` (b, T, D), `y` (b, Y) where the net has a `y_dim`. `hint` (1 or b, C, h, w)
         comes from `embed_hint`.
+
+        Raises: WrongBaseError when the net has a `y_dim` and there is no `y`.
         """
         with without_autocast(x.device):
             time = self._embed_time(timesteps, y)
@@ -101,7 +103,12 @@ class IdentityNet(nn.Module):
     def _embed_time(self, timesteps: Tensor, y: Tensor | None) -> Tensor:
         """(b,), (b, Y) -> (b, 4C), through the SiLU that every residual block begins with."""
         time = self.time_embedding(timestep_embedding(timesteps, self.spec.channels[0]).to(self.dtype))
-        if self.spec.y_dim and y is not None:
+        if self.spec.y_dim:
+            if y is None:
+                raise WrongBaseError(
+                    f"IdentityNet takes a vector of {self.spec.y_dim} numbers beside the prompt and the UNet was "
+                    "called without one: choose an SDXL checkpoint."
+                )
             time = time + self.add_embedding(y.to(self.dtype))
         return F.silu(time)
 
@@ -133,7 +140,8 @@ def build_identity_net(
     """
     net = IdentityNet(spec, dtype)
     given = tensors if isinstance(tensors, dict) else dict(tensors)
-    group_norms = {name for name, module in net.named_modules() if hasattr(module, "num_groups")}
+    modules = cast("Iterator[tuple[str, nn.Module]]", net.named_modules())
+    group_norms = {name for name, module in modules if hasattr(module, "num_groups")}
     parameters: dict[str, nn.Parameter] = {}
     for name in list(given):
         tensor = given.pop(name)

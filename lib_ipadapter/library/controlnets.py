@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -96,7 +97,7 @@ def _affine(name: str, rows: int, *columns: int) -> dict[str, tuple[int, ...]]:
 def _hint_shapes(spec: ControlNetSpec) -> dict[str, tuple[int, ...]]:
     widths, name = spec.hint_widths, "controlnet_cond_embedding"
     found = _affine(f"{name}.conv_in", widths[0], spec.hint_channels, 3, 3)
-    for number, (width, following) in enumerate(zip(widths, widths[1:], strict=False)):
+    for number, (width, following) in enumerate(pairwise(widths)):
         found |= _affine(f"{name}.blocks.{2 * number}", width, width, 3, 3)
         found |= _affine(f"{name}.blocks.{2 * number + 1}", following, width, 3, 3)
     return found | _affine(f"{name}.conv_out", spec.channels[0], widths[-1], 3, 3)

@@ -1,4 +1,4 @@
-"""IdentityNet against diffusers' `ControlNetModel` with the same random weights, and its file layouts against another."""
+"""IdentityNet against diffusers' `ControlNetModel` with the same random weights, and both of its file layouts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lib_ipadapter.core.identity_net import IdentityNet, build_identity_net, load_identity_net
+from lib_ipadapter.core.residuals import UnitResiduals, attach_residuals
+from lib_ipadapter.core.schedule import COND, UNCOND, UNetCall
 from lib_ipadapter.library.controlnets import read_controlnet
 from lib_ipadapter.library.spec import ControlNetSpec
 from tests.core.random_controlnets import (
@@ -21,24 +23,28 @@ from tests.core.random_controlnets import (
     random_controlnet,
     save_controlnet,
 )
-from tests.parity.tolerances import RESIDUALS
+from tests.parity.tolerances import CONTROLLED_UNET, RESIDUALS
+from tests.unets import sd15_unet, sdxl_unet, unet_inputs
 
 pytest.importorskip("diffusers", reason="diffusers is in the Forge environment only")
 
 from diffusers import ControlNetModel
 
+from tests.parity.diffusers_unets import diffusers_inputs, diffusers_twin, sdxl_condition
+
 SPECS = {"SD1": narrow(SD15), "SDXL": narrow(SDXL, y_dim=16 + 6 * 8)}
+UNETS = {"SD1": sd15_unet, "SDXL": sdxl_unet}
 STRENGTH = 0.7
 
 
-def diffusers_controlnet(spec: ControlNetSpec, tensors: dict[str, Tensor]) -> ControlNetModel:
-    """diffusers' ControlNet of these sizes and weights."""
+def diffusers_controlnet(spec: ControlNetSpec, tensors: dict[str, Tensor], size_width: int = 8) -> ControlNetModel:
+    """diffusers' ControlNet of these sizes and weights; `size_width` is what it makes of each number in `time_ids`."""
     names = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in spec.depths]
     options: dict[str, Any] = {}
     if spec.y_dim:
         options = {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 8,
+            "addition_time_embed_dim": size_width,
             "projection_class_embeddings_input_dim": spec.y_dim,
         }
     net = ControlNetModel(
@@ -150,3 +156,46 @@ def test_both_layouts_give_the_same_net(base: str, prefix: str, suffix: str, tmp
     states = [net.state_dict() for net in nets]
     assert states[0].keys() == states[1].keys() == tensors.keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in tensors)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [(COND, UNCOND), (UNCOND, COND, COND)], ids=["cond-uncond", "uncond-cond-cond"])
+@pytest.mark.parametrize("base", UNETS)
+def test_a_step_with_two_controlnets_equals_diffusers(base: str, rows: tuple[int, ...]) -> None:
+    """One sees the face's tokens and the other the prompt, as diffusers' InstantID pipeline feeds them."""
+    unet = UNETS[base]()
+    twin = diffusers_twin(unet)
+    inputs = unet_inputs(unet, len(rows))
+    if "y" in inputs:
+        inputs["y"] = sdxl_condition(twin, inputs["y"])
+    spec = narrow(SD15 if base == "SD1" else SDXL)
+    tensors = [random_controlnet(spec, seed) for seed in (0, 1)]
+    generator = torch.Generator().manual_seed(9)
+    faces = torch.randn(2, 16, spec.context_dim, generator=generator)
+    prompts = torch.randn(2, 77, spec.context_dim, generator=generator)
+    inputs["context"] = prompts[list(rows)]
+    converted = diffusers_inputs(twin, inputs)
+    hints = torch.rand(2, 1, 3, 128, 128, generator=generator)
+    total: list[Tensor] | None = None
+    for number, strength in enumerate((0.8, 0.6)):
+        down, mid = diffusers_controlnet(spec, tensors[number], size_width=256)(
+            sample=inputs["x"],
+            timestep=inputs["timesteps"],
+            encoder_hidden_states=faces[list(rows)] if number == 0 else inputs["context"],
+            controlnet_cond=hints[number].expand(len(rows), -1, -1, -1),
+            conditioning_scale=strength,
+            added_cond_kwargs=converted["added_cond_kwargs"],
+            return_dict=False,
+        )
+        total = [*down, mid] if total is None else [a + b for a, b in zip(total, [*down, mid], strict=True)]
+    assert total is not None
+    expected = twin(
+        **converted, down_block_additional_residuals=total[:-1], mid_block_additional_residual=total[-1]
+    ).sample
+    nets = [build_identity_net(spec, each) for each in tensors]
+    identity = UnitResiduals("face", nets[0], hints[0], faces, strength=0.8)
+    depth = UnitResiduals("depth", nets[1], hints[1], prompts, strength=0.6)
+    with attach_residuals(unet, [identity, depth], lambda _args, _kwargs: UNetCall(rows, 0.0)):
+        found = unet(**inputs)
+    torch.testing.assert_close(found, expected, atol=CONTROLLED_UNET, rtol=0)
+    assert (found - unet(**inputs)).abs().max() > 100 * CONTROLLED_UNET
