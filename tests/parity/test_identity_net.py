@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ from diffusers import ControlNetModel
 
 from tests.parity.diffusers_unets import diffusers_inputs, diffusers_twin, sdxl_condition
 
-SPECS = {"SD1": narrow(SD15), "SDXL": narrow(SDXL, y_dim=16 + 6 * 8)}
-UNETS = {"SD1": sd15_unet, "SDXL": sdxl_unet}
+SPECS = {"SD1": narrow(SD15), "SDXL": narrow(SDXL, y_dim=16 + 6 * 8, depths=2)}
+UNETS = {"SD1": sd15_unet, "SDXL": partial(sdxl_unet, depths={2: 2, 4: 2})}
 STRENGTH = 0.7
 
 
@@ -168,7 +169,7 @@ def test_a_step_with_two_controlnets_equals_diffusers(base: str, rows: tuple[int
     inputs = unet_inputs(unet, len(rows))
     if "y" in inputs:
         inputs["y"] = sdxl_condition(twin, inputs["y"])
-    spec = narrow(SD15 if base == "SD1" else SDXL)
+    spec = narrow(SD15 if base == "SD1" else SDXL, depths=2)
     tensors = [random_controlnet(spec, seed) for seed in (0, 1)]
     generator = torch.Generator().manual_seed(9)
     faces = torch.randn(2, 16, spec.context_dim, generator=generator)
