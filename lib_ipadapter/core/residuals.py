@@ -31,6 +31,7 @@ from .identity_net import Residuals
 from .schedule import COND, UNetCall, Window
 
 PIXELS_PER_LATENT = 8
+_ROWS_REMEMBERED = 16
 
 
 class ControlNet(Protocol):
@@ -83,10 +84,11 @@ class UNetResiduals:
     """
 
     def __init__(self, unet: nn.Module, units: Sequence[UnitResiduals]) -> None:
+        units = [unit for unit in units if unit.strength != 0.0]
         for unit in units:
             _check(unit, unet)
         self._unet = unet
-        self._units = [_Running(unit) for unit in units if unit.strength != 0.0]
+        self._units = [_Running(unit) for unit in units]
         self._frames: list[_Sum | None] = []
 
     def hook(self, scope: AttachmentScope) -> None:
@@ -219,6 +221,8 @@ class _Running:
         """Indices of the rows that the unit runs on, and their kinds; moved to the device once per sequence of rows."""
         found = self._rows.get(rows)
         if found is None or found[0].device != device:
+            if len(self._rows) == _ROWS_REMEMBERED:
+                self._rows.clear()
             places = [place for place, kind in enumerate(rows) if kind == COND or not self._unit.cond_only]
             kinds = [rows[place] for place in places]
             found = self._rows[rows] = (torch.tensor(places, device=device), torch.tensor(kinds, device=device))

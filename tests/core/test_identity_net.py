@@ -52,8 +52,10 @@ def net(tensors: dict[str, Tensor]) -> IdentityNet:
 
 @pytest.mark.parametrize("spec", [SD15, SDXL], ids=["SD1", "SDXL"])
 def test_the_published_sizes_are_the_modules(spec: ControlNetSpec) -> None:
-    """No memory: the net is made on the meta device, and takes the file's tensors by name."""
+    """No memory and no random number: the net is made on the meta device, and takes the file's tensors by name."""
+    random = torch.get_rng_state()
     net = IdentityNet(spec)
+    assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.is_meta for parameter in net.parameters())
     assert {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()} == controlnet_shapes(spec)
     assert len(net.controlnet_down_blocks) == len(spec.residuals) == {768: 12, 2048: 9}[spec.context_dim]

@@ -497,3 +497,4 @@ def test_a_net_that_does_not_fit_is_refused(damage: str, sd15: tuple[Any, Identi
     with pytest.raises(WrongBaseError, match=words):
         attach_residuals(unet, [unit], lambda _a, _k: UNetCall((0, 1), 0.0))
     assert snapshot(unet) == before
+    attach_residuals(unet, [replace(unit, strength=0.0)], lambda _a, _k: UNetCall((0, 1), 0.0)).close()
