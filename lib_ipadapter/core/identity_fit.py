@@ -7,8 +7,8 @@ where the UNet has one, are the UNet's: that the published InstantID is for SDXL
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
@@ -17,8 +17,7 @@ from ..library.spec import ControlNetSpec
 from .layers import CrossAttentionLayer, find_cross_attention, linear_shape
 
 
-@dataclass(frozen=True)
-class UNetShape:
+class UNetShape(NamedTuple):
     """What a ControlNet must agree with.
 
     `skips` are the widths of the skip connections in the order in which they are made, `mid` the middle block's,

@@ -16,8 +16,7 @@ whose middle block has another size, is refused.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +46,7 @@ class ControlNet(Protocol):
     ) -> Residuals: ...
 
 
-@dataclass(frozen=True)
-class UnitResiduals:
+class UnitResiduals(NamedTuple):
     """One person as IdentityNet sees them.
 
     `hint` (1, 3, H, W) in 0..1 is the drawn map on this pass's canvas. `context` (2, T, D) holds the face tokens:
@@ -62,7 +60,7 @@ class UnitResiduals:
     hint: Tensor
     context: Tensor
     strength: float = 1.0
-    window: Window = field(default_factory=Window)
+    window: Window = Window()
     cond_only: bool = False
     mask: Tensor | None = None
 

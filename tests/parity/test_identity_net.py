@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib_ipadapter.core.identity_net import IdentityNet, build_identity_net, load_identity_net
 from lib_ipadapter.core.residuals import UnitResiduals, attach_residuals
@@ -126,6 +126,21 @@ def test_residuals_equal_diffusers(base: str, size: tuple[int, int]) -> None:
     found = ours(build_identity_net(spec, dict(tensors)), inputs, STRENGTH)
     assert len(found[0]) == {"SD1": 12, "SDXL": 9}[base]
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("base", SPECS)
+def test_norms_are_diffusers(base: str) -> None:
+    """Too small a difference to show in residuals of random weights."""
+    spec = SPECS[base]
+    tensors = random_controlnet(spec)
+    net = build_identity_net(spec, dict(tensors))
+    twin = diffusers_controlnet(spec, tensors)
+    norms = {name: module for name, module in twin.named_modules() if isinstance(module, (nn.GroupNorm, nn.LayerNorm))}
+    assert len(norms) > 30
+    for name, norm in norms.items():
+        ours_ = net.get_submodule(name)
+        assert (type(ours_), ours_.eps) == (type(norm), norm.eps), name
+        assert getattr(ours_, "num_groups", None) == getattr(norm, "num_groups", None)
 
 
 @pytest.mark.parametrize("base", SPECS)
