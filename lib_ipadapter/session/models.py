@@ -20,7 +20,7 @@ from ..library.face_packs import FacePack, find_face_pack, list_face_packs
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
 from ..library.spec import AdapterSpec, FileReport, base_title
 from .features import EncoderFile
-from .preferences import FACE_FEATURES, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
+from .preferences import FACE_FEATURES, INSTANTID, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
 
 AUTO = "auto"
 FACE_PACKS = ("buffalo_l", "antelopev2")
@@ -154,7 +154,7 @@ class Models:
                 failure = failure or error
         if failure is not None:
             raise failure
-        what = "a face" if intent == "face" else "pictures"
+        what = {"face": "a face", INSTANTID: "InstantID"}.get(intent, "pictures")
         raise AdapterNotFoundError(
             f"There is no adapter for {what} and {' or '.join(map(base_title, bases))} in "
             f"{self._listing().searched()}. Put one into models/ipadapter (the README names the files) and refresh the "

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from ..core.adapter import Adapter
 from ..core.embeds import Combination, Features, ImageTokens, pair_tokens
+from ..library.errors import BadUnitError
 from ..library.spec import AdapterSpec
 from ..units.face_choice import choice_for, parse_face_choices
 from ..units.unit import Unit
@@ -34,14 +35,25 @@ class Seen:
 
 
 def combination(unit: Unit, spec: AdapterSpec) -> str:
-    """How the unit's references are combined: "mean" before the projector, "concat" or "average" of its tokens.
+    """How the unit's references are combined: "mean" before the projector, "sequence" in it, "concat" or
+    "average" of its tokens.
 
     Auto: photos of a person are averaged as embeddings, except for portrait adapters, which were trained on several
     photos side by side (tencent-ailab/IP-Adapter, ip_adapter_faceid_separate.py, n_cond); pictures are concatenated.
     """
+    if unit.combine == "sequence" and not takes_sequences(spec):
+        raise BadUnitError(
+            "combine is sequence, which only adapters whose projector is a resampler of faces understand (InstantID, "
+            "FaceID Portrait unnorm); choose mean or concat."
+        )
     if unit.combine != "auto":
         return unit.combine
     return "mean" if spec.feature in FACE_FEATURES and spec.kind != "faceid_portrait" else "concat"
+
+
+def takes_sequences(spec: AdapterSpec) -> bool:
+    """Whether the projector can see several faces at once and still make one face's tokens."""
+    return spec.feature == "face_raw" and spec.projector.family == "resampler"
 
 
 def picture_tokens(
@@ -100,8 +112,13 @@ def face_tokens(
     if how == "mean":
         embeddings = mean_embedding(raw)
         hidden = hidden.mean(dim=0, keepdim=True) if hidden is not None else None
+    elif how == "sequence":
+        # Official InstantID reshapes to (1, n, 512): pipeline_stable_diffusion_xl_instantid.py, image embeds.
+        embeddings = raw.unsqueeze(0)
     cond = adapter.project(_face_features(choice.spec, embeddings, hidden), s_scale=unit.s_scale)
-    uncond = _face_uncond(adapter, unit, choice, view, references, pool, raw)
+    # The negative rows see as many faces as the prompt's, so that they weigh the same beside the resampler's queries.
+    seen = raw.shape[0] if how == "sequence" else 0
+    uncond = _face_uncond(adapter, unit, choice, view, references, pool, raw, seen)
     notes = [warning for reading in readings for warning in reading.warnings]
     notes += misfits(raw, [reference.name for reference in references])
     return Seen(pair_tokens(cond, uncond, _of_tokens(how)), tuple(notes))
@@ -115,12 +132,13 @@ def _face_uncond(
     references: Sequence[Reference],
     pool: EncoderPool,
     raw: Tensor,
+    sequence: int,
 ) -> Tensor | None:
     """Tokens (1, T, D) of the negative rows; None for zeros.
 
     Official: a zero embedding, with CLIP's view of a zero pixel tensor for the Plus kinds. "black" changes only what
     CLIP sees, since an embedding has no black picture; "noise" is a random direction as long as the references'
-    embeddings, from a generator seeded by the references.
+    embeddings, from a generator seeded by the references. `sequence` is how many of them go in at once, 0 for none.
     """
     if unit.uncond == "zeros":
         return None
@@ -128,10 +146,13 @@ def _face_uncond(
     if view is not None:
         hidden = pool.negative(choice.require_encoder(), view, unit.uncond, references)
     if unit.uncond != "noise":
-        return adapter.project(adapter.zero_features(1, hidden), s_scale=unit.s_scale)
+        zeros = Features(face=torch.zeros(1, sequence, raw.shape[1])) if sequence else adapter.zero_features(1, hidden)
+        return adapter.project(zeros, s_scale=unit.s_scale)
     seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
     noise = torch.randn(1, raw.shape[1], generator=torch.Generator().manual_seed(int(seed, 16)))
     noise = normalize(noise, dim=1) * raw.norm(dim=1).mean()
+    if sequence:
+        noise = noise.expand(1, sequence, -1)
     return adapter.project(_face_features(choice.spec, noise, hidden), s_scale=unit.s_scale)
 
 
@@ -142,4 +163,4 @@ def _face_features(spec: AdapterSpec, raw: Tensor, hidden: Tensor | None) -> Fea
 
 def _of_tokens(how: str) -> Combination:
     """What is left to do with the tokens of references that were, or were not, averaged before."""
-    return "concat" if how == "mean" else cast("Combination", how)
+    return "concat" if how in ("mean", "sequence") else cast("Combination", how)

@@ -22,13 +22,15 @@ INTENT: FieldSpec[str] = FieldSpec(
     kind="choice",
     default="image",
     help="What the reference governs: the whole image, only its style (colours, medium, mood), only its composition "
-    "(what stands where), style and composition without the subject, or who the person is (a photo of a face).",
+    "(what stands where), style and composition without the subject, who the person is (a photo of a face), or who the "
+    "person is and how the face stands (InstantID: the adapter and IdentityNet together).",
     choices=(
         ("image", "Image"),
         ("style", "Style"),
         ("composition", "Composition"),
         ("style_composition", "Style + composition"),
         ("face", "Face"),
+        ("instantid", "InstantID"),
     ),
 )
 NO_IMAGES: tuple[str, ...] = ()
@@ -47,8 +49,15 @@ COMBINE: FieldSpec[str] = FieldSpec(
     default="auto",
     help="How several references act together: concat lets the image attend to each, mean blends what was seen in them "
     "(of faces, the normalised mean), average blends the adapter's tokens, and auto is mean for photos of a person but "
-    "concat for portrait adapters and everything else.",
-    choices=(("auto", "Auto"), ("concat", "Concatenate"), ("mean", "Mean"), ("average", "Average of tokens")),
+    "concat for portrait adapters and everything else; sequence lets the projector of InstantID and Portrait unnorm "
+    "see several faces at once.",
+    choices=(
+        ("auto", "Auto"),
+        ("concat", "Concatenate"),
+        ("mean", "Mean"),
+        ("average", "Average of tokens"),
+        ("sequence", "Sequence of faces"),
+    ),
 )
 ADAPTER: FieldSpec[str] = FieldSpec(
     name="adapter",

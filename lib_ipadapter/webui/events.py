@@ -132,7 +132,7 @@ class Events:
             preview, pending = self.draw_faces(references, adapter, intent, face, analyse=turn.endswith(FOLLOWS_UP))
         else:
             preview = self.draw_preview(references, crop, adapter, intent)
-        with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) == "face", knows)
+        with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) in ("face", "instantid"), knows)
         return (
             self.draw_strip(number, references, Drawing(turn, with_faces, pending)),
             f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from lib_ipadapter.library.errors import BadUnitError
-from lib_ipadapter.units.fields import FIELDS, FIELDS_BY_NAME
+from lib_ipadapter.units.fields import FIELDS, FIELDS_BY_NAME, INTENT
 from lib_ipadapter.units.schema import axes, markdown_table, schema
 from lib_ipadapter.units.unit import Unit
 
@@ -42,7 +42,8 @@ def test_the_schema_is_json_and_states_each_default() -> None:
     assert form["additionalProperties"] is False
     assert {name: entry["default"] for name, entry in form["properties"].items()} == Unit().to_dict()
     assert form["properties"]["weight"]["minimum"] == -1
-    assert form["properties"]["intent"]["enum"] == ["image", "style", "composition", "style_composition", "face"]
+    assert form["properties"]["intent"]["enum"] == [value for value, _ in INTENT.choices]
+    assert form["properties"]["intent"]["enum"][-1] == "instantid"
 
 
 @pytest.mark.parametrize("unit", GOOD + BAD, ids=str)
