@@ -14,8 +14,9 @@ from typing import Generic, Literal, TypeVar, cast
 
 from ..library.errors import BadUnitError
 from .face_choice import FACE_FORMS, parse_face_choices, write_face_choices
+from .keypoint_text import KEYPOINT_FORMS, parse_keypoints, write_keypoints
 
-Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face"]
+Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face", "keypoints"]
 Value = bool | float | str | tuple[str, ...]
 T_co = TypeVar("T_co", bound=Value, covariant=True)
 
@@ -60,6 +61,7 @@ class FieldSpec(Generic[T_co]):
             "bool": "true or false",
             "text": f"a line of text of at most {MAX_TEXT} characters",
             "face": f"{FACE_FORMS}, one for all pictures or one for each, separated by semicolons",
+            "keypoints": KEYPOINT_FORMS,
             "adapter": f"'auto' or a file name of at most {MAX_TEXT} characters",
             "images": f"a list of at most {self.maximum or 0:g} pictures, each a string",
         }[self.kind]
@@ -154,6 +156,15 @@ def _read_face(spec: FieldSpec[Value], value: object) -> str:
         raise spec.refuse(value, f" {error}") from error
 
 
+def _read_keypoints(spec: FieldSpec[Value], value: object) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return cast(str, spec.default)
+    try:
+        return write_keypoints(parse_keypoints(value))
+    except ValueError as error:
+        raise spec.refuse(value, f" {error}") from error
+
+
 def _read_images(spec: FieldSpec[Value], value: object) -> tuple[str, ...]:
     if value is None:
         return ()
@@ -201,5 +212,6 @@ _READERS = {
     "text": _read_text,
     "adapter": _read_text,
     "face": _read_face,
+    "keypoints": _read_keypoints,
     "images": _read_images,
 }

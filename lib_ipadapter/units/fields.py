@@ -1,12 +1,25 @@
 """The one list of a unit's fields. It drives the page, the API, the infotext, the XYZ axes, the schema and README.
 
-To add a field: add it here and to `unit.Unit`; a test fails until both agree. The order here is the order of the
-page's flat arguments. No field may be called `module`: ADetailer switches off any dict argument that has that key.
+Those of InstantID are in `identity_fields`. To add a field: add it here and to `unit.Unit`; a test fails until both
+agree. The order here is the order of the page's flat arguments. No field may be called `module`: ADetailer switches off
+any dict argument that has that key.
 """
 
 from __future__ import annotations
 
 from .field_spec import FieldSpec, Value
+from .identity_fields import (
+    FIT,
+    IDENTITY_NET,
+    KEYPOINTS,
+    NET_END,
+    NET_ROWS,
+    NET_START,
+    NET_WEIGHT,
+    POSE,
+    POSE_FACE,
+    SHOW_MAP,
+)
 
 ENABLED: FieldSpec[bool] = FieldSpec(
     name="enabled",
@@ -174,5 +187,15 @@ FIELDS: tuple[FieldSpec[Value], ...] = (
     LORA,
     S_SCALE,
     SCORE,
+    IDENTITY_NET,
+    NET_WEIGHT,
+    NET_START,
+    NET_END,
+    NET_ROWS,
+    KEYPOINTS,
+    POSE,
+    POSE_FACE,
+    FIT,
+    SHOW_MAP,
 )
 FIELDS_BY_NAME: dict[str, FieldSpec[Value]] = {spec.name: spec for spec in FIELDS}

@@ -7,6 +7,9 @@ from typing import NamedTuple
 from .face_choice import FACE_PATTERN
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
+from .keypoint_text import COUNT, MAX_COORDINATE, SOURCES
+
+_COORDINATE = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE}
 
 
 class Axis(NamedTuple):
@@ -75,6 +78,10 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
         form.update(type="string", enum=[value for value, _ in spec.choices])
     elif spec.kind == "images":
         form.update(type="array", items={"type": "string", "minLength": 1}, maxItems=int(spec.maximum or 0))
+    elif spec.kind == "keypoints":
+        pair = {"type": "array", "minItems": 2, "maxItems": 2, "items": _COORDINATE}
+        points = {"type": "array", "minItems": COUNT, "maxItems": COUNT, "items": pair}
+        form["anyOf"] = [{"type": "string", "pattern": rf"^({'|'.join(SOURCES)}|\[.*\]|)$"}, points]
     else:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":

@@ -30,6 +30,18 @@ from .fields import (
     UNCOND,
     WEIGHT,
 )
+from .identity_fields import (
+    FIT,
+    IDENTITY_NET,
+    KEYPOINTS,
+    NET_END,
+    NET_ROWS,
+    NET_START,
+    NET_WEIGHT,
+    POSE,
+    POSE_FACE,
+    SHOW_MAP,
+)
 
 # What people who know ControlNet's, Comfy's or diffusers' names write first.
 OTHER_NAMES = {
@@ -53,6 +65,12 @@ OTHER_NAMES = {
     "shortcut_scale": "s_scale",
     "weight_v2": "s_scale",
     "identity_score": "score",
+    "controlnet": "identity_net",
+    "controlnet_conditioning_scale": "net_weight",
+    "net_strength": "net_weight",
+    "kps": "keypoints",
+    "pose_image": "pose",
+    "image_kps": "pose",
 }
 
 
@@ -78,15 +96,27 @@ class Unit:
     lora: float = LORA.default
     s_scale: float = S_SCALE.default
     score: bool = SCORE.default
+    identity_net: str = IDENTITY_NET.default
+    net_weight: float = NET_WEIGHT.default
+    net_start: float = NET_START.default
+    net_end: float = NET_END.default
+    net_rows: str = NET_ROWS.default
+    keypoints: str = KEYPOINTS.default
+    pose: tuple[str, ...] = POSE.default
+    pose_face: str = POSE_FACE.default
+    fit: str = FIT.default
+    show_map: bool = SHOW_MAP.default
 
     def __post_init__(self) -> None:
         for spec in FIELDS:
             object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
-        if self.start > self.end:
-            raise BadUnitError(
-                f"start is {self.start:g} and end is {self.end:g}; start must not be greater than end "
-                f"(both from {START.minimum:g} to {START.maximum:g})."
-            )
+        for start, end in ((START, END), (NET_START, NET_END)):
+            first, last = getattr(self, start.name), getattr(self, end.name)
+            if first > last:
+                raise BadUnitError(
+                    f"{start.name} is {first:g} and {end.name} is {last:g}; {start.name} must not be greater than "
+                    f"{end.name} (both from {start.minimum:g} to {start.maximum:g})."
+                )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Unit:

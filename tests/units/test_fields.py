@@ -79,6 +79,13 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("face", " Best ", "best"),
         ("face", "@.5, 0.25", "@0.5,0.25"),
         ("face", "largest;;3 ; @0,1", "largest; largest; 3; @0,1"),
+        ("keypoints", "", "auto"),
+        ("keypoints", None, "auto"),
+        ("keypoints", " Pose ", "pose"),
+        ("keypoints", "[[1, 2], [3.25, 2], [2,3], [1,4], [3,4]]", "[[1,2],[3.25,2],[2,3],[1,4],[3,4]]"),
+        ("keypoints", [(0.1, 0.123456), (1, 0), (0, 1), (0, 0), (1, 1)], "[[0.1,0.1235],[1,0],[0,1],[0,0],[1,1]]"),
+        ("pose", "sha256:a", ("sha256:a",)),
+        ("net_rows", "Prompt only (faster)", "cond"),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, given: object, expected: object) -> None:
@@ -128,6 +135,16 @@ def test_values_arrive_in_many_forms(name: str, given: object, expected: object)
         ("face", "@nan,0"),
         ("face", "1,2"),
         ("face", "²"),
+        ("keypoints", "left"),
+        ("keypoints", "[[1,2]]"),
+        ("keypoints", "[[1,2],[1,2],[1,2],[1,2],[1,NaN]]"),
+        ("keypoints", "[[1,2],[1,2],[1,2],[1,2],[1,true]]"),
+        ("keypoints", "[" * 100_000),
+        ("keypoints", [[1, 2]] * 6),
+        ("keypoints", {"a": 1}),
+        ("keypoints", 7),
+        ("pose", ["a", "b"]),
+        ("net_weight", -0.1),
     ],
 )
 def test_what_is_not_accepted_is_named(name: str, given: object) -> None:

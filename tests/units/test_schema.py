@@ -19,6 +19,10 @@ GOOD = [
     {"enabled": False, "intent": "style", "combine": "average", "adapter": "x.bin", "uncond": "noise", "crop": "pad"},
     {"intent": "face", "face": "largest; 2;; @0.31, 1", "lora": 0, "s_scale": 2.5, "score": True},
     {"face": "1000"},
+    {"identity_net": "none", "net_weight": 2, "net_start": 0.5, "net_end": 0.5, "net_rows": "cond", "show_map": True},
+    {"keypoints": "pose", "pose": ["a"], "pose_face": "2", "fit": "stretch"},
+    {"keypoints": [[0.1, 0.2], [0.3, 0.2], [0.2, 0.3], [0.1, 0.4], [0.3, 0.4]]},
+    {"keypoints": "[[10,20],[30,20],[20,30],[10,40],[30,40]]"},
 ]
 BAD = [
     {"weight": 4},
@@ -34,6 +38,14 @@ BAD = [
     {"enabled": 7},
     {"adapter": "x" * 513},
     {"unknown": 1},
+    {"net_weight": 2.5},
+    {"keypoints": "left"},
+    {"keypoints": [[1, 2]] * 4},
+    {"keypoints": [[1, 2]] * 4 + [[1]]},
+    {"keypoints": [[1, 2]] * 4 + [[1, -2]]},
+    {"keypoints": 5},
+    {"pose": ["a", "b"]},
+    {"fit": "cut"},
 ]
 
 
@@ -58,13 +70,15 @@ def test_the_schema_and_the_unit_accept_the_same(unit: dict[str, object]) -> Non
 
 
 def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
-    assert [axis.field for axis in axes()] == [spec.name for spec in FIELDS if spec.name not in ("enabled", "score")]
+    switches = ("enabled", "score", "show_map")
+    assert [axis.field for axis in axes()] == [spec.name for spec in FIELDS if spec.name not in switches]
     for axis in axes():
         spec = FIELDS_BY_NAME[axis.field]
         assert axis.label == spec.label
-        for cell in axis.choices or ("best" if axis.field == "face" else "0.5",):
+        for cell in axis.choices or ({"face": "best", "pose_face": "2", "keypoints": "none"}.get(axis.field, "0.5"),):
             assert spec.parse(axis.type(cell)) is not None
-    assert {axis.field for axis in axes() if axis.type is float} == {"weight", "start", "end", "lora", "s_scale"}
+    numbers = {"weight", "start", "end", "lora", "s_scale", "net_weight", "net_start", "net_end"}
+    assert {axis.field for axis in axes() if axis.type is float} == numbers
 
 
 def test_the_table_is_well_formed_markdown() -> None:
