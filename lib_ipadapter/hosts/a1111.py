@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.identity_net import load_identity_net
+from ..library.spec import ControlNetSpec
 from .a1111_loras import build_network
 from .base import CallReader, LaterCheckpoint, face_search_folders, search_folders, torch_too_old
+from .identity_nets import HostNet, MovingNet
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import SequenceReader
 
@@ -121,6 +124,13 @@ class A1111Host:
 
     def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
         return build_network(p.sd_model, name, weights)
+
+    def build_net(self, p: Any, spec: ControlNetSpec, path: Path) -> HostNet:
+        """With lowvram the UNet's parts are on the device only while they run, and so is this net."""
+        from modules import shared
+
+        net = load_identity_net(spec, path, dtype=self.dtype())
+        return MovingNet(net, leaves=bool(getattr(shared.cmd_opts, "lowvram", False)))
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         """The ControlNet extension keeps its packs in `insightface` beside its preprocessors' other files.

@@ -16,6 +16,8 @@ from torch.torch_version import TorchVersion
 
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
+from ..library.spec import ControlNetSpec
+from .identity_nets import HostNet
 from .loras import HostLora
 
 OLDEST_TORCH = "2.1"
@@ -123,6 +125,13 @@ class Host(Protocol):
 
         `name` tells it from every other, `weights` have kohya's names (`lora_unet_….lora_down.weight`).
         Raises: UnsupportedHostStateError, WrongBaseError.
+        """
+        ...
+
+    def build_net(self, p: Any, spec: ControlNetSpec, path: Path) -> HostNet:
+        """Read an IdentityNet (`spec` as `core.identity_fit` gives it) for the job `p`; it rests until a pass.
+
+        Raises: AdapterFileError.
         """
         ...
 

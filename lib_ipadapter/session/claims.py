@@ -30,10 +30,15 @@ class Claims:
         """Put the requested units where the host's prompt history looks; replaced by what ran, or removed."""
         for number, unit in units:
             stored = [value for value in unit.images if store.has(value)]
-            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {})
+            pose = [value for value in unit.pose if store.has(value)]
+            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {}, pose)
 
-    def make(self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str]) -> None:
-        """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong."""
+    def make(
+        self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str], nets: Collection[int]
+    ) -> None:
+        """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong,
+        `nets` are the numbers of those whose IdentityNet acts.
+        """
         self.retract(p)
         for one in prepared:
             choice = one.choice
@@ -44,7 +49,12 @@ class Claims:
                 ran["faces"] = choice.pack.name
             if one.number in loras:
                 ran["lora"] = loras[one.number]
-            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran)
+            pose: Sequence[str] = ()
+            if one.identity is not None and one.number in nets:
+                file = one.identity.file
+                ran |= {"net": file.name, "net_hash": file.fingerprint[:10], "keypoints": one.identity.face.source}
+                pose = one.identity.pose_digests
+            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran, pose)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:
         """Take every claim back but those of the units in `keep`."""

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from PIL import Image
 
 from ..core.schedule import UNetCall
+from ..encoders.keypoints import Size
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
 from .claims import Claims
 from .failures import afresh, as_named
-from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass, why_idle
+from .identity import JobNets
+from .identity_unit import canvas_of
+from .maps import show_maps
+from .passes import PassAttachment, PassPlan, attach_pass, idle_sentences, refuse_pass
 from .ready import ready_plan
 from .scoring import IdentityScores, scores_for
 from .services import Services
@@ -49,6 +53,8 @@ class Job:
         self._plan: PassPlan | None = None
         self._scores: IdentityScores | None = None
         self._reader = services.host.call_reader(p)
+        self._nets = JobNets(services, self._warn)
+        self._canvas: Size | None = None
         self._passes = 0
         self._over = False
 
@@ -99,8 +105,9 @@ class Job:
             earlier = p.__dict__.get("sample")
         p.sample = WrappedSample(p, self._sample)
 
-    def before_sampling(self) -> None:
-        """Attach to the UNet of the pass (base, hires) that is about to start; called again, it starts afresh."""
+    def before_sampling(self, latents: Any = None) -> None:
+        """Attach to the UNet of the pass that starts from `latents` (b, 4, h, w); called again, it starts afresh."""
+        self._canvas = canvas_of(latents)
         if self._plan is None:
             return
         self._begin_pass(sampling=False)
@@ -118,6 +125,7 @@ class Job:
         if self._plan is None:
             return
         if self._pass is None:
+            self._canvas = canvas_of(getattr(params, "x", None))
             self._begin_pass(sampling=True)
             if self._plan is None:
                 return
@@ -136,13 +144,10 @@ class Job:
             self.p.extra_generation_params.update(self._scores.add(picture))
 
     def finish(self, processed: Any) -> None:
-        """Put every picture's score into the result's text and into what the API answers."""
-        if self._scores is None:
-            return
-        self.p.extra_generation_params.update(self._scores.values())
-        processed.comments = "".join(
-            [processed.comments or "", *(f"IP-Adapter: {sentence}\n" for sentence in self._scores.sentences())]
-        )
+        """Put every picture's score into the result's text and into what the API answers, and the maps beside them."""
+        show_maps(processed, self._nets.maps)
+        if self._scores is not None:
+            self._scores.write(self.p, processed)
 
     def close(self) -> None:
         """Leave nothing behind; safe to call at any time and twice. A wrapper that others still hold does nothing."""
@@ -151,6 +156,7 @@ class Job:
         if isinstance(own, WrappedSample):
             own.undo(self.p)
         self._detach()
+        self._nets.release()
         if self._scores is not None:
             self._scores.close()
 
@@ -184,6 +190,7 @@ class Job:
             self._detach()
             self._failure = None
             if not finished:
+                self._nets.release()
                 self._claims.retract(self.p)
 
     def _prepare(self) -> PassPlan | None:
@@ -213,11 +220,11 @@ class Job:
         for reason in (host.too_old(), host.refusal(self.p)):
             if reason:
                 raise UnsupportedHostStateError(reason)
-        plan = ready_plan(self.p, self._request, self._services, self._warn)
+        plan = ready_plan(self.p, self._request, self._services, self._nets, self._warn)
         if plan is None:
             self._claims.retract(self.p)
             return None
-        self._claims.make(self.p, plan.units, plan.loras.told)
+        self._claim(plan, plan.with_net)
         if self._scores is None:  # this job's first batch
             self._scores = scores_for(plan.units, self._services, self._warn)
         return plan
@@ -234,12 +241,11 @@ class Job:
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
             ))  # fmt: skip
             return
-        self._claims.make(self.p, plan.units, plan.loras.told)
+        self._claim(plan, plan.net_acted)
         with_lora = plan.attached & plan.loras.told.keys()
         self._claims.retract(self.p, keep=plan.acted | with_lora)
-        for unit in plan.units:
-            if unit.number not in plan.acted and not interrupted:
-                self._warn(why_idle(unit, unit.number in plan.attached, with_lora=unit.number in with_lora))
+        for sentence in idle_sentences(plan, with_lora) if not interrupted else ():
+            self._warn(sentence)
 
     # -- shared
 
@@ -248,7 +254,9 @@ class Job:
             self._pass.close()
         unet = self._services.host.unet(self.p)
         assert self._plan is not None
-        self._pass = attach_pass(self.p, unet, self._plan, self._read_call, self._warn, sampling=sampling)
+        self._pass = attach_pass(
+            self.p, unet, self._plan, self._read_call, self._warn, canvas=self._canvas, sampling=sampling
+        )
 
     def _check_loras(self) -> None:
         if self._pass is not None:
@@ -296,11 +304,16 @@ class Job:
     def _go_on_without(self, error: IPAdapterError) -> None:
         """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
         acted = self._plan.acted if self._plan is not None else ()
+        if self._plan is not None and acted:
+            self._claim(self._plan, self._plan.net_acted)
         passes = self._passes
         self._detach(sampling=True)
         self._claims.retract(self.p, keep=acted)
         without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
         self._warn(f"{without} without image prompts. {error}")
+
+    def _claim(self, plan: PassPlan, nets: Collection[int]) -> None:
+        self._claims.make(self.p, plan.units, plan.loras.told, nets)
 
     def _warn(self, sentence: str) -> None:
         self._claims.warn(self.p, sentence)

@@ -20,6 +20,7 @@ from ..library.face_packs import FacePack, find_face_pack, list_face_packs
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
 from ..library.spec import AdapterSpec, FileReport, base_title
 from .features import EncoderFile
+from .identity_files import CONTROLNET, Fit, IdentityFile, find_identity_net
 from .preferences import FACE_FEATURES, INSTANTID, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
 
 AUTO = "auto"
@@ -30,6 +31,7 @@ FACE_PACKS = ("buffalo_l", "antelopev2")
 class Choice:
     """The adapter that a unit uses, and what feeds it: a vision encoder, a face pack, or both for FaceID-Plus.
 
+    `net` is InstantID's IdentityNet, where `Models.identity_net` was asked for it.
     `fingerprint` changes when the adapter's bytes do.
     """
 
@@ -39,6 +41,7 @@ class Choice:
     fingerprint: str
     encoder: EncoderFile | None = None
     pack: FacePack | None = None
+    net: IdentityFile | None = None
 
     def require_encoder(self) -> EncoderFile:
         """The encoder of an adapter that has one."""
@@ -120,6 +123,18 @@ class Models:
                 f"that fit it: {fitting}."
             )
         return self._fed(file, spec)
+
+    def identity_net(self, wanted: str, choice: Choice, fit: Fit | None = None) -> IdentityFile:
+        """The IdentityNet called `wanted`, or for "auto" InstantID's own, to run beside the chosen adapter.
+
+        Raises: IdentityNetError, WrongBaseError, AdapterNotFoundError.
+        """
+        file, spec = find_identity_net(self._listing(), wanted, choice.name, fit)
+        return IdentityFile(file.name, file.path, spec, self._fingerprint(file.path))
+
+    def controlnet_names(self) -> list[str]:
+        """Every ControlNet that can run as IdentityNet."""
+        return [file.name for file in self._listing().of_kind(CONTROLNET) if file.report.controlnet is not None]
 
     def knows_identity(self, adapter: str, intent: str, bases: Sequence[str]) -> bool:
         """Whether the adapter that `choose` means is fed by a face, also where what feeds it is missing."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
+from ..core.identity_fit import fit_to_unet
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
+from ..core.residuals import UNetResiduals
 from ..core.weighting import layer_weights
+from ..encoders.keypoints import Size
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
+from .identity import JobNets
+from .identity_unit import net_window
 from .loras import JobLoras, PassLoras
 from .planning import base_of
 from .prepare import PreparedUnit
@@ -20,12 +25,22 @@ from .prepare import PreparedUnit
 
 @dataclass(frozen=True)
 class PassPlan:
-    """The job's prepared units and LoRAs, and the numbers of the units that were in a pass, and acted, so far."""
+    """The job's prepared units, LoRAs and nets, and the numbers of the units that were in a pass, and acted, so far.
+
+    `net_acted` are those whose IdentityNet acted, which counts as acting too.
+    """
 
     units: tuple[PreparedUnit, ...]
     loras: JobLoras
+    nets: JobNets
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
+    net_acted: set[int] = field(default_factory=set)
+
+    @property
+    def with_net(self) -> set[int]:
+        """The numbers of the units that have an IdentityNet."""
+        return {unit.number for unit in self.units if unit.identity is not None}
 
 
 class PassAttachment:
@@ -49,7 +64,11 @@ class PassAttachment:
     def note(self, fraction: float) -> None:
         """Remember which units act in a step before which `fraction` of the pass was done."""
         self._called = True
-        self._plan.acted.update(unit.number for unit in self._units if unit.window.active(fraction))
+        plan = self._plan
+        plan.acted.update(unit.number for unit in self._units if unit.window.active(fraction))
+        nets = {unit.number for unit in self._units if unit.identity and net_window(unit.unit).active(fraction)}
+        plan.net_acted.update(nets)
+        plan.acted.update(nets)
 
     def check_loras(self, stop: bool, warn: Callable[[str], None]) -> None:
         """Where the UNet was called and the host did not apply a LoRA: raise UnsupportedHostStateError, or warn."""
@@ -64,14 +83,23 @@ class PassAttachment:
         """Remove all of it; `sampling` says that the pass goes on without."""
         self._scope.close()
         self._loras.close(sampling=sampling)
+        self._plan.nets.leave()
 
 
 def attach_pass(
-    p: Any, unet: nn.Module, plan: PassPlan, read_call: ReadCall, warn: Callable[[str], None], *, sampling: bool = False
+    p: Any,
+    unet: nn.Module,
+    plan: PassPlan,
+    read_call: ReadCall,
+    warn: Callable[[str], None],
+    *,
+    canvas: Size | None = None,
+    sampling: bool = False,
 ) -> PassAttachment:
     """Attach the units that fit `unet`; one that does not is off in this pass, and `warn` is told.
 
-    `sampling` says that the pass is under way already: the refiner came, or nobody announced it.
+    `canvas` is the size in pixels at which the pass is sampled, where that is known. `sampling` says that the pass is
+    under way already: the refiner came, or nobody announced it.
     """
     layers = find_cross_attention(unet)
     fitting: list[PreparedUnit] = []
@@ -92,11 +120,14 @@ def attach_pass(
         for unit in fitting
     ]
     plan.attached.update(unit.number for unit in fitting)
-    scope = attach(unet, attentions, read_call, layers)
+    scope = AttachmentScope()
     try:
+        nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, sampling=sampling))
+        scope = attach(unet, attentions, read_call, layers, companions=(nets,))
         loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
     except BaseException:
         scope.close()
+        plan.nets.leave()
         raise
     return PassAttachment(unet, scope, plan, fitting, loras)
 
@@ -111,6 +142,8 @@ def check_pass(unet: nn.Module, layers: Sequence[CrossAttentionLayer], unit: Pre
     """Raises WrongBaseError when the unit's adapter is not for this UNet."""
     spec = unit.choice.spec
     check_fit(layers, spec)
+    if unit.identity is not None:
+        fit_to_unet(unit.identity.file.spec, unet, layers)
     base = base_of(unet, layers)
     if base != spec.base:
         raise WrongBaseError(
@@ -129,8 +162,19 @@ def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> Pas
     return PassAttachment(unet, scope, plan, (), PassLoras(()))
 
 
-def why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool = False) -> str:
-    """Why a unit that was ready did not act in any step; its LoRA may have, which is on for a whole pass."""
+def idle_sentences(plan: PassPlan, with_lora: Collection[int]) -> Iterator[str]:
+    """Why units that were ready, or their IdentityNets, did not act in any step.
+
+    `with_lora` are the units whose LoRA acted: it is on for a whole pass.
+    """
+    for unit in plan.units:
+        if unit.number not in plan.acted:
+            yield _why_idle(unit, unit.number in plan.attached, with_lora=unit.number in with_lora)
+        elif unit.number in plan.with_net - plan.net_acted:
+            yield _why_net_idle(unit)
+
+
+def _why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool) -> str:
     number, unit = prepared.number, prepared.unit
     if not attached:
         return (
@@ -141,4 +185,12 @@ def why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool = False)
     return (
         f"{what}: no step of this job lies between its start ({unit.start:g}) and its end ({unit.end:g}). Widen the "
         "range or use more steps."
+    )
+
+
+def _why_net_idle(prepared: PreparedUnit) -> str:
+    number, unit = prepared.number, prepared.unit
+    return (
+        f"IdentityNet of unit {number} did not act: no step of this job lies between its start ({unit.net_start:g}) "
+        f"and its end ({unit.net_end:g}). Widen the range or use more steps."
     )

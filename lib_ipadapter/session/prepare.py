@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
+from torch import Tensor
+
 from ..core.adapter import LayerKV, load_adapter
 from ..core.schedule import Window
 from ..encoders.squares import Framing
@@ -20,8 +23,10 @@ from ..units.unit import Unit
 from .cache import ResultCache
 from .faces import FacePool
 from .features import EncoderPool, Reference, View, require_finite
+from .identity_unit import PreparedIdentity
 from .loras import LoraRequest
 from .models import Choice
+from .preferences import INSTANTID
 from .tokens import combination, face_tokens, picture_tokens
 
 logger = logging.getLogger("ipadapter")
@@ -34,7 +39,8 @@ LARGE_SIDE = 448
 class PreparedUnit:
     """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
 
-    `notes` are sentences about the pictures that the user should see with the result.
+    `notes` are sentences about the pictures that the user should see with the result. `tokens` (2, T, D), prompt and
+    negative, are kept where IdentityNet needs them, and `identity` is what it needs beside them.
     """
 
     number: int
@@ -44,6 +50,8 @@ class PreparedUnit:
     window: Window
     kv: LayerKV = field(repr=False)
     notes: tuple[str, ...] = ()
+    tokens: Tensor | None = field(default=None, repr=False)
+    identity: PreparedIdentity | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +64,7 @@ class _Projected:
 
     kv: LayerKV
     notes: tuple[str, ...]
+    tokens: Tensor | None
 
 
 def prepare_unit(
@@ -90,7 +99,8 @@ def prepare_unit(
         "cached" if cached else _work(pool.encoded - encoded, faces.analysed - analysed),
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
-    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv, projected.notes)
+    window = Window(unit.start, unit.end)
+    return PreparedUnit(number, unit, choice, digests, window, kv, projected.notes, projected.tokens)
 
 
 def _files(choice: Choice) -> tuple[str, ...]:
@@ -148,7 +158,8 @@ def _project(
         seen = picture_tokens(adapter, unit, choice, view, references, pool)
     kv = {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(seen.tokens, dtype=pool.dtype).items()}
     require_finite(f"The adapter {choice.name}", pool.dtype, *(tensor for pair in kv.values() for tensor in pair))
-    return _Projected(kv, seen.notes)
+    tokens = torch.cat([seen.tokens.cond, seen.tokens.uncond]).float().cpu() if choice.spec.kind == INSTANTID else None
+    return _Projected(kv, seen.notes, tokens)
 
 
 def choice_view(choice: Choice, crop: str) -> View | None:

@@ -6,6 +6,7 @@ The encoder and the face engine are opened here, serve every unit, and are gone 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..library.errors import IPAdapterError
@@ -13,16 +14,17 @@ from ..units.unit import Request, Unit
 from .faces import FacePool
 from .failures import afresh, as_named
 from .features import EncoderPool
+from .identity import JobNets
 from .loras import JobLoras
 from .passes import PassPlan
 from .planning import loaded_base, plan_units
-from .prepare import PreparedUnit, lora_request, prepare_unit
+from .prepare import PreparedUnit, lora_request, prepare_unit, read_references
 from .services import Services
 
 Warn = Callable[[str], None]
 
 
-def ready_plan(p: Any, request: Request, services: Services, warn: Warn) -> PassPlan | None:
+def ready_plan(p: Any, request: Request, services: Services, nets: JobNets, warn: Warn) -> PassPlan | None:
     """The units that act, ready for sampling; None where all have weight 0, or none could be prepared.
 
     Raises: IPAdapterError for the first unit that cannot be prepared, unless the user asked to go on without it; `warn`
@@ -32,13 +34,13 @@ def ready_plan(p: Any, request: Request, services: Services, warn: Warn) -> Pass
     if not active:
         return None
     loras = JobLoras(services, warn)
-    prepared = _prepare_units(p, active, services, loras, warn)
+    prepared = _prepare_units(p, active, services, loras, nets, warn)
     loras.expect([unit.number for unit in prepared])
-    return PassPlan(tuple(prepared), loras) if prepared else None
+    return PassPlan(tuple(prepared), loras, nets) if prepared else None
 
 
 def _prepare_units(
-    p: Any, active: Sequence[tuple[int, Unit]], services: Services, loras: JobLoras, warn: Warn
+    p: Any, active: Sequence[tuple[int, Unit]], services: Services, loras: JobLoras, nets: JobNets, warn: Warn
 ) -> list[PreparedUnit]:
     def failed(number: int, error: IPAdapterError) -> None:
         """A unit that cannot be prepared stops the job, or is left out where the user asked for that."""
@@ -57,6 +59,11 @@ def _prepare_units(
         for number, unit, choice in plan_units(p, active, services, failed):
             try:
                 one = prepare_unit(number, unit, choice, pool=pool, faces=faces, store=store, cache=cache)
+                if choice.net is not None:
+                    references, tokens = read_references(unit, store), one.tokens
+                    assert tokens is not None
+                    identity = nets.prepare(p, unit, choice, tokens, references, faces, store)
+                    one = replace(one, identity=identity)
                 loras.prepare(p, lora_request(one), fits_now=choice.spec.base == base)
             except Exception as error:
                 failed(number, as_named(error, "The unit"))

@@ -77,7 +77,7 @@ class IPAdapterScript(scripts.Script):
     def process_before_every_sampling(self, p: Any, *args: Any, **kwargs: Any) -> None:
         job = job_of(p)
         if job is not None:
-            job.before_sampling()
+            job.before_sampling(kwargs.get("x"))
 
     def postprocess_image_after_composite(self, p: Any, pp: Any, *args: Any) -> None:
         job = job_of(p)

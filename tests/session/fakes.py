@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib_ipadapter.core.identity_net import load_identity_net
 from lib_ipadapter.core.layers import find_cross_attention
 from lib_ipadapter.core.schedule import COND, UNCOND, UNetCall
+from lib_ipadapter.hosts.identity_nets import MovingNet
 from lib_ipadapter.session.cache import ResultCache
 from lib_ipadapter.session.models import Models
 from lib_ipadapter.session.services import Services
@@ -52,6 +54,7 @@ class FakeHost:
         self.built: list[str] = []
         self.on: list[FakeLora] = []
         self.lora_failure = ""
+        self.nets: list[MovingNet] = []
 
     def version(self) -> str:
         return "1"
@@ -103,6 +106,11 @@ class FakeHost:
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
+
+    def build_net(self, p: Any, spec: Any, path: Path) -> MovingNet:
+        net = MovingNet(load_identity_net(spec, path))
+        self.nets.append(net)
+        return net
 
     def typed_loras(self) -> Sequence[Path]:
         return self.typed

@@ -1,0 +1,47 @@
+"""IdentityNet's side of one unit: whether it has one, when it acts, and what it needs. Made by `session.identity`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..core.schedule import Window
+from ..encoders.keypoints import Size
+from ..hosts.identity_nets import HostNet
+from ..library.spec import AdapterSpec
+from ..units.unit import Unit
+from .identity_files import NONE, IdentityFile
+from .keypoints import FaceKeypoints
+from .preferences import INSTANTID
+
+PIXELS_PER_LATENT = 8
+
+
+@dataclass(frozen=True)
+class PreparedIdentity:
+    """IdentityNet's side of a prepared unit. `context` (2, T, D) are the face's tokens, for prompt and negative."""
+
+    file: IdentityFile
+    held: HostNet = field(repr=False)
+    face: FaceKeypoints
+    context: Tensor = field(repr=False)
+    pose_digests: tuple[str, ...] = ()
+
+
+def wants_net(unit: Unit, spec: AdapterSpec) -> bool:
+    """Whether IdentityNet runs for a unit: without keypoints there is nothing that it could be shown."""
+    switched_off = unit.identity_net.strip().lower() == NONE or unit.net_weight == 0.0 or unit.keypoints == "none"
+    return spec.kind == INSTANTID and not switched_off
+
+
+def net_window(unit: Unit) -> Window:
+    """The part of a pass in which the unit's IdentityNet acts."""
+    return Window(unit.net_start, unit.net_end)
+
+
+def canvas_of(latents: Any) -> Size | None:
+    """Width and height in pixels of what latents (b, 4, h, w) become; None where there are none."""
+    shape = getattr(latents, "shape", ())
+    return (shape[-1] * PIXELS_PER_LATENT, shape[-2] * PIXELS_PER_LATENT) if len(shape) == 4 else None
