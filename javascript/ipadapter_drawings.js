@@ -78,6 +78,8 @@ const ipadapterDrawings = (() => {
     function markFaces(unit) {
         const faces = unit.querySelector(".ipadapter-strip")?.dataset.faces === "true";
         unit.classList.toggle("ipadapter-with-faces", faces);
+        const net = unit.querySelector(".ipadapter-strip")?.dataset.net === "true";
+        unit.classList.toggle("ipadapter-with-net", net);
     }
 
     // Called by the page with what it is about to send: the drawing's number goes along, in the first place.

@@ -18,13 +18,15 @@ from PIL import Image
 from ..library.errors import BadImageError, IPAdapterError
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
+from ..units.identity_fields import IDENTITY_NET, POSE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
 from .face_html import FacePreview, face_preview_html
 from .looks import Looks
-from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, message_line, pose_html, preview_html, strip_html, tile
 
 FOLLOWS_UP = "+"
+NO_NET = "none"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
 T = TypeVar("T")
 
@@ -48,7 +50,15 @@ class Services(Protocol):
         """Look at the model folders again."""
         ...
 
-    def explain(self, adapter: str, intent: str) -> Sequence[str]:
+    def controlnet_names(self) -> Sequence[str]:
+        """The ControlNets that can run as IdentityNet."""
+        ...
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        """Whether InstantID's fields mean something to a unit."""
+        ...
+
+    def explain(self, adapter: str, intent: str, identity_net: str) -> Sequence[str]:
         """First what will be used, adapter, encoder and face pack, then what else is to be said of it.
 
         Raises: IPAdapterError for what is missing, which says where it was searched.
@@ -117,8 +127,25 @@ class Events:
             return f"data:image/{MIME_TYPES.get(kind, kind)};base64,{base64.b64encode(data).decode('ascii')}"
         return store.put(data)
 
+    def add_pose(self, sent: str, pose: str) -> tuple[str, str, str]:
+        """Take a file as the unit's pose photo, in the place of the one before.
+
+        `sent` and the answer are as `add_upload`'s.
+        """
+        kept, problem = attempt(lambda: json.dumps([self._keep(*read_upload(sent))]), None)
+        return "", pose if kept is None else kept, message_line(problem)
+
     def draw(
-        self, number: int, turn: str, references: str, crop: str, adapter: str, intent: str, face: str
+        self,
+        number: int,
+        turn: str,
+        references: str,
+        crop: str,
+        adapter: str,
+        intent: str,
+        face: str,
+        identity_net: str = IDENTITY_NET.default,
+        pose: str = "",
     ) -> tuple[str, str, str]:
         """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
@@ -133,11 +160,28 @@ class Events:
         else:
             preview = self.draw_preview(references, crop, adapter, intent)
         with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) in ("face", "instantid"), knows)
-        return (
-            self.draw_strip(number, references, Drawing(turn, with_faces, pending)),
-            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
-            self.explain(adapter, intent),
+        with_net, _ = attempt(
+            lambda: self._services.is_instantid(ADAPTER.parse(adapter), INTENT.parse(intent)), False
         )
+        if with_net:
+            preview += self.draw_pose(pose)
+        return (
+            self.draw_strip(number, references, Drawing(turn, with_faces, pending, with_net)),
+            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
+            self.explain(adapter, intent, identity_net),
+        )
+
+    def draw_pose(self, pose: str) -> str:
+        """The pose photo, small; nothing where there is none."""
+
+        def look() -> str:
+            chosen = POSE.parse(pose)
+            if not chosen:
+                return ""
+            return pose_html(self._services.looks().thumbnail(chosen[0], POSE.label, self._services.store()))
+
+        html, problem = attempt(look, "")
+        return html + (message_line(problem) if problem else "")
 
     def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""
@@ -179,9 +223,14 @@ class Events:
     def _is_there(self, reference: str) -> bool:
         return not reference.startswith("sha256:") or self._services.store().has(reference)
 
-    def explain(self, adapter: str, intent: str) -> str:
+    def explain(self, adapter: str, intent: str, identity_net: str = IDENTITY_NET.default) -> str:
         """What stands below the adapter list."""
-        lines, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), [""])
+
+        def look() -> Sequence[str]:
+            net = IDENTITY_NET.parse(identity_net)
+            return self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent), net)
+
+        lines, problem = attempt(look, [""])
         return message_line(problem) if problem else "".join(message_line(line, error=False) for line in lines)
 
     def list_adapters(self, *adapters: str) -> list[Any]:
@@ -192,6 +241,12 @@ class Events:
         names, _ = attempt(self._services.adapter_names, ())
         choices = [ADAPTER.default, *(name for name, _ in names)]
         return [gr.update(choices=with_chosen(choices, adapter)) for adapter in adapters]
+
+    def list_nets(self, *nets: str) -> list[Any]:
+        """New choices for every unit's list of IdentityNets."""
+        names, _ = attempt(self._services.controlnet_names, ())
+        choices = [IDENTITY_NET.default, NO_NET, *names]
+        return [gr.update(choices=with_chosen(choices, net)) for net in nets]
 
     def refresh(self, *adapters: str) -> list[Any]:
         """Look at the model folders again, then as `list_adapters`; the panel's message line comes first."""

@@ -10,16 +10,20 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from ..core.identity_fit import fit_to_unet
 from ..core.layers import find_cross_attention
 from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
 from ..library.companions import published_companions
 from ..library.errors import IPAdapterError
 from ..library.spec import AdapterSpec, base_title
+from ..session.advice import instantid_advice
 from ..session.faces import misfits
 from ..session.failures import as_named
+from ..session.identity_files import NONE, Fit
 from ..session.models import Choice
 from ..session.planning import base_of
+from ..session.preferences import INSTANTID
 from ..session.prepare import choice_view
 from ..units.face_choice import FaceChoice
 from ..units.images import ImageStore
@@ -53,8 +57,9 @@ class PageServices:
     def refresh_models(self) -> None:
         services().models.refresh()
 
-    def explain(self, adapter: str, intent: str) -> list[str]:
-        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack.
+    def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
+        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack;
+        for InstantID, its other half and advice.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
@@ -63,7 +68,21 @@ class PageServices:
             return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
         choice = services().models.choose(adapter, intent, [base])
         more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
-        return [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
+        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more), *instantid_advice(choice)]
+        if choice.spec.kind == INSTANTID and identity_net.strip().lower() != NONE:
+            net = services().models.identity_net(identity_net, choice, _loaded_fit())
+            lines.insert(1, f"IdentityNet: {net.name}")
+        return lines
+
+    def controlnet_names(self) -> list[str]:
+        return services().models.controlnet_names()
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        """Whether the adapter that a unit will use is InstantID's, or the one that it asks for would be."""
+        try:
+            return services().models.choose(adapter, intent, [loaded_base()]).spec.kind == INSTANTID
+        except IPAdapterError:
+            return intent == INSTANTID
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return services().models.knows_identity(adapter, intent, [loaded_base()])
@@ -131,6 +150,20 @@ def _lora_of(spec: AdapterSpec) -> str:
     if not published:
         return "it has no LoRA"
     return f"its LoRA is a file of its own, {' or '.join(known.name for known in published)}"
+
+
+def _loaded_fit() -> Fit | None:
+    """What judges an IdentityNet by the loaded UNet; None where the next job will load another one."""
+    unet = services().host.loaded_unet()
+    if unet is None:
+        return None
+    layers = find_cross_attention(unet)
+    try:
+        if base_of(unet, layers) != loaded_base():
+            return None
+    except IPAdapterError:
+        return None
+    return lambda spec: fit_to_unet(spec, unet, layers)
 
 
 def page_services() -> PageServices:

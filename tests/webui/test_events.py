@@ -286,3 +286,34 @@ def test_a_picture_that_is_back_is_shown_again(page):
     assert "not found" in page.events.draw_strip(1, references)
     assert added(page, path, references=references) == references
     assert len(images_in(page.events.draw_strip(1, references))) == 1
+
+
+def test_a_pose_photo_is_kept_drawn_and_replaced(page):
+    a, b = write_picture(page.folder, "a.png"), write_picture(page.folder, "b.png", (1, 2, 3))
+    emptied, pose, message = page.events.add_pose(sent(a), "")
+    assert (emptied, text_of(message)) == ("", "")
+    assert page.services.store().get(json.loads(pose)[0]) == Path(a).read_bytes()
+    strip, preview, line = page.events.draw(1, "1", "", "Centre", "auto", "InstantID", "largest", "auto", pose)
+    assert 'data-net="true"' in strip
+    assert [image.size for image in images_in(preview)] == [(32, 16)]
+    assert "auto for instantid" in line
+    replaced = page.events.add_pose(sent(b), pose)[1]
+    assert len(json.loads(replaced)) == 1
+    assert page.services.store().get(json.loads(replaced)[0]) == Path(b).read_bytes()
+    (page.folder / "notes.txt").write_text(HOSTILE, encoding="utf-8")
+    _, kept, message = page.events.add_pose(sent(str(page.folder / "notes.txt")), pose)
+    assert kept == pose
+    assert text_of(message)
+    gone = json.dumps(["sha256:" + "d" * 64])
+    preview = page.events.draw(1, "2", "", "Centre", "auto", "InstantID", "largest", "auto", gone)[1]
+    assert "ipadapter-error" in preview
+    strip, preview, _ = page.events.draw(1, "3", "", "Centre", "auto", "Face", "largest", "auto", pose)
+    assert 'data-net="false"' in strip
+    assert not images_in(preview), "the pose photo of another intent is not looked at"
+
+
+def test_the_list_of_nets_keeps_what_was_chosen(page):
+    updates = page.events.list_nets("auto", "gone.safetensors")
+    choices = [update["choices"] for update in updates]
+    assert choices[0] == ["auto", "none", "control_instant_id_sdxl.safetensors"]
+    assert choices[1][-1] == "gone.safetensors"

@@ -42,7 +42,13 @@ class FixedServices:
     def refresh_models(self) -> None:
         self.asked.append("refresh_models")
 
-    def explain(self, adapter: str, intent: str) -> list[str]:
+    def controlnet_names(self) -> list[str]:
+        return ["control_instant_id_sdxl.safetensors"]
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        return intent == "instantid"
+
+    def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         self.asked.append("explain")
         return [f"{adapter} for {intent}", "More <of> it"]
 
