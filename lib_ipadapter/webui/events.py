@@ -18,12 +18,13 @@ from PIL import Image
 from ..library.errors import BadImageError, IPAdapterError
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
-from ..units.identity_fields import IDENTITY_NET, POSE
+from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
 from .face_html import FacePreview, face_preview_html
+from .keypoint_looks import NO_MAP, KeypointMap
 from .looks import Looks
-from .strip import NO_DRAWING, Drawing, message_line, pose_html, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, map_html, message_line, pose_html, preview_html, strip_html, tile
 
 FOLLOWS_UP = "+"
 NO_NET = "none"
@@ -76,6 +77,12 @@ class Services(Protocol):
 
         Without `analyse`, those that were not looked at before are pending; with it, some may be.
         """
+        ...
+
+    def keypoint_map(
+        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+    ) -> KeypointMap:
+        """The map of a photo's chosen face, as `faces` sees it."""
         ...
 
     def preview(
@@ -146,6 +153,8 @@ class Events:
         face: str,
         identity_net: str = IDENTITY_NET.default,
         pose: str = "",
+        keypoints: str = KEYPOINTS.default,
+        pose_face: str = POSE_FACE.default,
     ) -> tuple[str, str, str]:
         """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
@@ -164,12 +173,45 @@ class Events:
             lambda: self._services.is_instantid(ADAPTER.parse(adapter), INTENT.parse(intent)), False
         )
         if with_net:
-            preview += self.draw_pose(pose)
+            asked = self._photo_of_map(references, face, pose, keypoints, pose_face)
+            drawn, more = self.draw_map(asked, adapter, intent, analyse=turn.endswith(FOLLOWS_UP))
+            preview, pending = preview + self.draw_pose(pose) + drawn, pending + more
         return (
             self.draw_strip(number, references, Drawing(turn, with_faces, pending, with_net)),
             f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
             self.explain(adapter, intent, identity_net),
         )
+
+    def _photo_of_map(
+        self, references: str, face: str, pose: str, keypoints: str, pose_face: str
+    ) -> tuple[str, str, FaceChoice] | None:
+        """The photo whose face gives the keypoints, what it is called and which face counts; None where none does."""
+
+        def look() -> tuple[str, str, FaceChoice] | None:
+            source, poses, items = KEYPOINTS.parse(keypoints), POSE.parse(pose), IMAGES.parse(references)
+            if poses and source in ("auto", "pose"):
+                found = (poses[0], "the pose photo", parse_face_choices(POSE_FACE.parse(pose_face))[0])
+            elif items and source in ("auto", "reference"):
+                found = (items[0], "reference 1", choice_for(parse_face_choices(FACE.parse(face)), 0))
+            else:
+                return None
+            return found if self._is_there(found[0]) else None
+
+        return attempt(look, None)[0]
+
+    def draw_map(
+        self, photo: tuple[str, str, FaceChoice] | None, adapter: str, intent: str, *, analyse: bool
+    ) -> tuple[str, int]:
+        """The map of that photo's face, and how many photos are still to be analysed for it."""
+        if photo is None:
+            return "", 0
+
+        def look() -> KeypointMap:
+            return self._services.keypoint_map(photo, ADAPTER.parse(adapter), INTENT.parse(intent), analyse=analyse)
+
+        found, problem = attempt(look, NO_MAP)
+        html = map_html(found.source, photo[1]) if found.source else ""
+        return html + (message_line(problem or found.problem) if problem or found.problem else ""), found.pending
 
     def draw_pose(self, pose: str) -> str:
         """The pose photo, small; nothing where there is none."""

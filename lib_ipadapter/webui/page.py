@@ -30,6 +30,7 @@ from ..units.images import ImageStore
 from . import settings
 from .face_html import FacePreview
 from .face_looks import AskedPicture
+from .keypoint_looks import NO_MAP, KeypointMap, map_of
 from .looks import Looks
 from .process import face_looks, image_store, looks, services
 from .version import installed_notice
@@ -109,6 +110,22 @@ class PageServices:
         read = [(picture.name, picture.read.embedding) for picture in pictures if picture.read is not None]
         notes = misfits(torch.stack([row for _, row in read]), [name for name, _ in read]) if len(read) > 1 else []
         return FacePreview(pictures, choice.encoder is not None, notes)
+
+    def keypoint_map(
+        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+    ) -> KeypointMap:
+        """The map of a photo's chosen face; empty while `explain` says what is missing. Raises: IPAdapterError."""
+        try:
+            choice = services().models.choose(adapter, intent, [loaded_base()])
+        except IPAdapterError:
+            return NO_MAP
+        if choice.pack is None:
+            return NO_MAP
+        try:
+            seen = face_looks().pictures(choice.pack, [AskedPicture(*photo)], self.store(), analyse=analyse)
+            return map_of(seen[0])
+        except Exception as error:
+            raise as_named(error, "Drawing the keypoints") from None
 
     def preview(
         self, references: Sequence[str], crop: str, adapter: str, intent: str

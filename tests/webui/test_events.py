@@ -317,3 +317,22 @@ def test_the_list_of_nets_keeps_what_was_chosen(page):
     choices = [update["choices"] for update in updates]
     assert choices[0] == ["auto", "none", "control_instant_id_sdxl.safetensors"]
     assert choices[1][-1] == "gone.safetensors"
+
+
+def test_the_map_is_of_the_photo_that_gives_the_keypoints(page):
+    references = added(page, write_picture(page.folder, "a.png"))
+    pose = page.events.add_pose(sent(write_picture(page.folder, "b.png", (1, 2, 3))), "")[1]
+    given = json.dumps([[0.1, 0.1]] * 5)
+    for keypoints, poses, expected in (
+        ("auto", pose, ["map of the pose photo, face 2"]),
+        ("auto", "", ["map of reference 1, face best"]),
+        ("reference", pose, ["map of reference 1, face best"]),
+        ("none", pose, []),
+        (given, pose, []),
+    ):
+        page.services.asked.clear()
+        drawn = page.events.draw(
+            1, "1", references, "Centre", "auto", "InstantID", "best", "auto", poses, keypoints, "2"
+        )
+        assert [asked for asked in page.services.asked if asked.startswith("map")] == expected
+        assert f'data-pending="{len(expected)}"' in drawn[0]

@@ -12,6 +12,7 @@ from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
 from lib_ipadapter.webui.face_html import FacePreview
 from lib_ipadapter.webui.face_looks import FacePicture
+from lib_ipadapter.webui.keypoint_looks import KeypointMap
 from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
@@ -47,6 +48,10 @@ class FixedServices:
 
     def is_instantid(self, adapter: str, intent: str) -> bool:
         return intent == "instantid"
+
+    def keypoint_map(self, photo, adapter: str, intent: str, *, analyse: bool) -> KeypointMap:
+        self.asked.append(f"map of {photo[1]}, face {photo[2]}")
+        return KeypointMap(pending=1)
 
     def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         self.asked.append("explain")
