@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=CASES, help="tokens x units, such as 16x1")
     parser.add_argument("--pairs", type=int, default=7, help="pairs of steps per number")
     parser.add_argument("--latent", type=int, help="side of the latent, instead of the device's own")
+    parser.add_argument("--masked", action="store_true", help="confine each unit to a half; the hooks alone")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: float16 on CUDA only")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -103,7 +104,8 @@ def run(options: argparse.Namespace, device: str) -> Iterator[Result]:
     dtype = getattr(torch, options.dtype or ("float16" if device == "cuda" else "float32"))
     for model in options.models:
         size = options.latent or LATENTS[device][model]
-        for make_subject in (hooks,) if options.quick else (hooks, processors):
+        subjects = (masked_hooks,) if options.masked else (hooks,) if options.quick else (hooks, processors)
+        for make_subject in subjects:
             subject = make_subject(model, size, device, dtype)
             for case in options.cases if subject else ():
                 tokens, units = map(int, case.split("x"))
@@ -160,7 +162,14 @@ def seconds(call: Callable[[], Any], device: str) -> float:
     return (time.perf_counter() - start) / 5
 
 
-def hooks(model: str, size: int, device: str, dtype: torch.dtype) -> Subject:
+def masked_hooks(model: str, size: int, device: str, dtype: torch.dtype) -> Subject:
+    """This extension on ldm's UNet, each unit in a half of the picture."""
+    half = torch.zeros(8 * size, 8 * size)
+    half[:, : 4 * size] = 1
+    return hooks(model, size, device, dtype, half)
+
+
+def hooks(model: str, size: int, device: str, dtype: torch.dtype, mask: Tensor | None = None) -> Subject:
     """This extension on ldm's UNet."""
     CrossAttention.forward = fused
     unet = BUILDERS[model]()
@@ -177,12 +186,13 @@ def hooks(model: str, size: int, device: str, dtype: torch.dtype) -> Subject:
                 {layer.key_id: random_pair(tokens, layer.width, device, dtype) for layer in layers},
                 layer_weights("image", layers, 0.5),
                 Window(),
+                mask,
             )
             for number in range(count)
         ]
         return attach(unet, made, lambda _args, _kwargs: UNetCall((0, 1), 0.0))
 
-    return Subject("hooks", lambda: unet(**inputs), units)
+    return Subject("hooks" if mask is None else "hooks, masked", lambda: unet(**inputs), units)
 
 
 def processors(model: str, size: int, device: str, dtype: torch.dtype) -> Subject | None:

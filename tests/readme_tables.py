@@ -42,7 +42,7 @@ FACE_PURPOSES = {
     "faceid_plus": "a person, and the face's shape; older",
     "faceid_plus_v2": "a person, and as much of the face's shape as you like",
     "faceid_portrait": "a person, best from several photos",
-    "faceid_portrait_unnorm": "a person, closest, best from several photos",
+    "faceid_portrait_unnorm": "a person, from the raw embedding; best from several photos",
 }
 """What a kind of face adapter is for."""
 

@@ -147,6 +147,20 @@ def unet_inputs(unet: UNetModel, rows: int = 2, size: int = 16, length: int = 77
     return inputs
 
 
+class FittingCat:
+    """`torch` for ldm's UNet, whose `cat` stretches a tensor to its partner's size: sizes in steps of 8 work."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def cat(self, tensors: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Concatenate; of two maps of different size the first is stretched (nearest), as the hosts do."""
+        if len(tensors) == 2 and tensors[0].shape[-2:] != tensors[1].shape[-2:]:
+            first, second = tensors
+            tensors = (nn.functional.interpolate(first, second.shape[-2:], mode="nearest"), second)
+        return torch.cat(tensors, *args, **kwargs)
+
+
 def _speaking(build: Any, seed: int) -> Any:
     """Build with a seed of its own; layers that ldm starts at zero get random weights, or differences stay hidden."""
     with torch.random.fork_rng(devices=[]):

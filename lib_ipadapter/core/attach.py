@@ -3,7 +3,7 @@
 `session` attaches per pass and closes the scope in every case. The mechanism: a pre-hook on the UNet learns what the
 call's rows are; per cross-attention, a hook on `to_q` keeps the queries and a pre-hook on `to_out[0]` adds
 
-    Σ_units  weight(unit, layer) · Attention(q, K_unit, V_unit)
+    Σ_units  weight(unit, layer) · mask(unit) · Attention(q, K_unit, V_unit)
 
 to its input. No `forward` is replaced, so this holds under every attention implementation that calls `to_q` and
 `to_out` as modules, beside any other extension, and removing the hooks leaves the UNet as it was.
@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from ..library.errors import UnexplainedRowsError, UnsupportedHostStateError, WrongBaseError
 from .attention import PlacedTokens, RowGroups
 from .layers import CrossAttentionLayer, find_cross_attention
+from .masks import CanvasMask, Size, add_weighted, is_everywhere, is_nowhere
 from .schedule import UNetCall, Window
 
 ReadCall = Callable[[tuple[Any, ...], dict[str, Any]], "UNetCall | None"]
@@ -33,13 +34,15 @@ class UnitAttention(NamedTuple):
 
     `kv` maps a layer's key id to K and V, each `(2, tokens, width)`: index 0 for cond, 1 for uncond. The pairs are
     replaced by copies in the UNet's dtype on its device when first used, so hold no other reference to them.
-    `weights` maps a key id to the weight there; a layer that is missing or 0 is not touched.
+    `weights` maps a key id to the weight there; a layer that is missing or 0 is not touched. `mask` (H, W) in 0..1, on
+    the CPU, says where on the pass's canvas, in pixels, the unit acts; None is everywhere.
     """
 
     name: str
     kv: dict[int, tuple[Tensor, Tensor]]
     weights: dict[int, float]
     window: Window
+    mask: Tensor | None = None
 
 
 class AttachmentScope:
@@ -107,7 +110,9 @@ def attach(
     """
     layers = find_cross_attention(unet) if layers is None else layers
     _check_units(layers, units)
-    calls = _Calls(units, read_call, companions)
+    masks = [None if is_everywhere(unit.mask) else CanvasMask(unit.name, cast(Tensor, unit.mask)) for unit in units]
+    acting = [not is_nowhere(unit.mask) for unit in units]
+    calls = _Calls(units, masks, read_call, companions)
     scope = AttachmentScope()
     try:
         # First of all hooks: a failure stored by the session must be raised before anybody works on the call.
@@ -115,9 +120,9 @@ def attach(
         scope.hold(unet.register_forward_hook(calls.end, always_call=True))
         for layer in layers:
             parts = [
-                _Part(number, weight, PlacedTokens(unit.kv, layer.key_id, _heads(layer)))
+                _Part(number, weight, PlacedTokens(unit.kv, layer.key_id, _heads(layer)), masks[number])
                 for number, unit in enumerate(units)
-                if (weight := unit.weights.get(layer.key_id, 0.0)) != 0.0
+                if acting[number] and (weight := unit.weights.get(layer.key_id, 0.0)) != 0.0
             ]
             if parts:
                 hooks = _LayerHooks(layer.path, calls, parts)
@@ -139,6 +144,7 @@ class _Part(NamedTuple):
     unit: int
     weight: float
     tokens: PlacedTokens
+    mask: CanvasMask | None
 
 
 class _Frame:
@@ -159,8 +165,13 @@ class _Calls:
     """The UNet calls under way, innermost last, and what the layers' hooks need to know of them."""
 
     def __init__(
-        self, units: Sequence[UnitAttention], read_call: ReadCall, companions: Sequence[Companion] = ()
+        self,
+        units: Sequence[UnitAttention],
+        masks: Sequence[CanvasMask | None],
+        read_call: ReadCall,
+        companions: Sequence[Companion],
     ) -> None:
+        self._masks = {number: mask for number, mask in enumerate(masks) if mask is not None}
         self._companions = companions
         self._windows = [unit.window for unit in units]
         self._read_call = read_call
@@ -187,6 +198,9 @@ class _Calls:
         if call is None:
             return
         frame.active = frozenset(n for n, window in enumerate(self._windows) if window.active(call.fraction))
+        for number, mask in self._masks.items():
+            if number in frame.active:
+                mask.check(_latent_size(args, kwargs))
         frame.groups = self._groups.get(call.rows)
         if frame.groups is None:
             if len(self._groups) == _ROWS_REMEMBERED:
@@ -237,7 +251,8 @@ class _LayerHooks:
                 if image.dtype != hidden.dtype:
                     image = image.to(hidden.dtype)
                 # The first sum is a new tensor: what the attention handed over may be somebody else's.
-                total = hidden.add(image, alpha=part.weight) if total is None else total.add_(image, alpha=part.weight)
+                into, in_place = (hidden, False) if total is None else (total, True)
+                total = add_weighted(into, image, part.weight, part.mask, in_place=in_place)
         return None if total is None else (total, *args[1:])
 
     def _take_query(self, frame: _Frame, hidden: Tensor) -> tuple[Tensor, RowGroups]:
@@ -256,6 +271,17 @@ class _LayerHooks:
                 "extension?): turn it off, or the image prompt."
             )
         return query, groups
+
+
+def _latent_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Size:
+    """Height and width of the latents that a UNet is called with: ldm's, sgm's and Forge's first argument, `x`."""
+    x = args[0] if args else kwargs.get("x")
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        raise UnsupportedHostStateError(
+            "The UNet was called without latents of the shape (rows, channels, height, width), so a unit's region "
+            "cannot be placed; another extension calls it in its own way: turn it off, or let the unit act everywhere."
+        )
+    return int(x.shape[2]), int(x.shape[3])
 
 
 def _heads(layer: CrossAttentionLayer) -> int:

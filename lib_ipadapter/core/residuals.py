@@ -20,16 +20,15 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..library.errors import UnexplainedRowsError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import ControlNetSpec
 from .attach import AttachmentScope, ReadCall, attach
 from .identity_fit import fit_to_unet
 from .identity_net import Residuals
+from .masks import PIXELS_PER_LATENT, averaged, is_everywhere, is_nowhere
 from .schedule import COND, UNetCall, Window
 
-PIXELS_PER_LATENT = 8
 _ROWS_REMEMBERED = 16
 
 
@@ -50,8 +49,9 @@ class UnitResiduals(NamedTuple):
     """One person as IdentityNet sees them.
 
     `hint` (1, 3, H, W) in 0..1 is the drawn map on this pass's canvas. `context` (2, T, D) holds the face tokens:
-    index 0 for cond, 1 for uncond. `mask` (h, w) in 0..1 is the region in which the unit acts, of any size; it is
-    averaged to each level's own size. `cond_only` leaves the uncond rows alone and saves their half of the work.
+    index 0 for cond, 1 for uncond. `mask` (h, w) in 0..1, on the CPU, is the region in which the unit acts, of any
+    size; it is averaged to each level's own size, and None is everywhere. `cond_only` leaves the uncond rows alone and
+    saves their half of the work.
     Several units may share one net.
     """
 
@@ -82,7 +82,7 @@ class UNetResiduals:
     """
 
     def __init__(self, unet: nn.Module, units: Sequence[UnitResiduals]) -> None:
-        units = [unit for unit in units if unit.strength != 0.0]
+        units = [unit for unit in units if unit.strength != 0.0 and not is_nowhere(unit.mask)]
         for unit in units:
             _check(unit, unet)
         self._unet = unet
@@ -184,6 +184,7 @@ class _Running:
 
     def __init__(self, unit: UnitResiduals) -> None:
         self._unit = unit
+        self._region = None if is_everywhere(unit.mask) else unit.mask
         self._hint: Tensor | None = None
         self._rows: dict[tuple[int, ...], tuple[Tensor, Tensor]] = {}
         self._masks: dict[tuple[int, int], Tensor] = {}
@@ -209,8 +210,8 @@ class _Running:
 
     def _placed(self, residual: Tensor, places: Tensor | None, rows: int) -> Tensor:
         """Mask one place's residual and put its rows where they belong in the call."""
-        if self._unit.mask is not None:
-            residual.mul_(self._mask(residual))
+        if self._region is not None:
+            residual.mul_(self._mask(self._region, residual))
         if places is None:
             return residual
         return residual.new_zeros((rows, *residual.shape[1:])).index_copy_(0, places, residual)
@@ -226,13 +227,12 @@ class _Running:
             found = self._rows[rows] = (torch.tensor(places, device=device), torch.tensor(kinds, device=device))
         return found
 
-    def _mask(self, residual: Tensor) -> Tensor:
+    def _mask(self, region: Tensor, residual: Tensor) -> Tensor:
         """The region at a level's own size `(1, 1, h, w)`: the mean over the pixels that each place covers."""
         size = (residual.shape[-2], residual.shape[-1])
         mask = self._masks.get(size)
         if mask is None or mask.device != residual.device or mask.dtype != residual.dtype:
-            whole = cast(Tensor, self._unit.mask).to(residual.device, torch.float32)
-            mask = F.interpolate(whole[None, None], size, mode="area").to(residual.dtype)
+            mask = averaged(region, size)[None, None].to(device=residual.device, dtype=residual.dtype)
             self._masks[size] = mask
         return mask
 

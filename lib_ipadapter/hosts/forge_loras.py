@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,7 +113,16 @@ def build_patches(
     patches = loaded[0] if isinstance(loaded, tuple) else loaded
     if len(patches) != len(modules):
         raise unmatched(len(patches), len(modules), "the host read the rest as something else")
-    return PatchLora(lambda: sd_model.forge_objects, PREFIX + name, patches, load)
+    # Weak, so that a checkpoint that another one replaces is not kept in memory.
+    model = weakref.ref(sd_model)
+    return PatchLora(lambda: _alive(model).forge_objects, PREFIX + name, patches, load)
+
+
+def _alive(model: weakref.ref[Any]) -> Any:
+    """The model, which outlives the pass that its LoRA is on in."""
+    found = model()
+    assert found is not None
+    return found
 
 
 def _fits(parameter: Any, parts: Mapping[str, torch.Tensor]) -> bool:

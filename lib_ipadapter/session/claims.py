@@ -7,13 +7,16 @@ fails or no step used the unit.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ..library.errors import IPAdapterError
 from ..units.images import ImageStore
 from ..units.infotext import infotext_key, unit_to_infotext
+from ..units.regions import EVERYWHERE, is_picture
 from ..units.unit import Unit
-from .prepare import PreparedUnit
+from .passes import PassPlan, idle_sentences
 
 logger = logging.getLogger("ipadapter")
 
@@ -31,22 +34,42 @@ class Claims:
         for number, unit in units:
             stored = [value for value in unit.images if store.has(value)]
             pose = [value for value in unit.pose if store.has(value)]
-            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(unit, stored, {}, pose)
+            inline = is_picture(unit.region) and not store.has(unit.region)
+            told = replace(unit, region=EVERYWHERE) if inline else unit
+            p.extra_generation_params[infotext_key(number)] = unit_to_infotext(told, stored, {}, pose)
 
-    def make(
-        self, p: Any, prepared: Sequence[PreparedUnit], loras: Mapping[int, str], nets: Collection[int]
-    ) -> None:
-        """Claim these units and no others; `loras` says by a unit's number which LoRA is on for it, and how strong,
-        `nets` are the numbers of those whose IdentityNet acts.
-        """
+    def foretell(self, p: Any, plan: PassPlan) -> None:
+        """Claim what is ready, for pictures that are saved while the job runs."""
+        self._make(p, plan, plan.with_net)
+
+    def settle(self, p: Any, plan: PassPlan, *, tell_idle: bool) -> None:
+        """After sampling: claim what acted and nothing else; `tell_idle` warns of what was ready and did not act."""
+        self._make(p, plan, plan.net_acted)
+        self.retract(p, keep=plan.acted | plan.with_lora)
+        for sentence in idle_sentences(plan) if tell_idle else ():
+            self.warn(p, sentence)
+
+    def cut_short(self, p: Any, plan: PassPlan | None, passes: int, error: IPAdapterError) -> None:
+        """The job goes on without image prompts from the pass numbered `passes` on: claim what acted before, warn."""
+        acted = plan.acted | plan.with_lora if plan is not None else set[int]()
+        if plan is not None and acted:
+            self._make(p, plan, plan.net_acted)
+        self.retract(p, keep=acted)
+        without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
+        self.warn(p, f"{without} without image prompts. {error}")
+
+    def _make(self, p: Any, plan: PassPlan, nets: Collection[int]) -> None:
+        """Claim the plan's units and no others; `nets` are the numbers of those whose IdentityNet acts."""
         self.retract(p)
-        for one in prepared:
+        loras = plan.loras.told
+        for one in plan.units:
             choice = one.choice
             ran = {"file": choice.name, "hash": choice.fingerprint[:10]}
             if choice.encoder is not None:
                 ran["encoder"] = choice.encoder.name
             if choice.pack is not None:
-                ran["faces"] = choice.pack.name
+                # A file that nobody knows may measure faces on another scale than the published one.
+                ran["faces"] = choice.pack.name + (f" {choice.pack.fingerprint[:10]}" if choice.pack.note else "")
             if one.number in loras:
                 ran["lora"] = loras[one.number]
             pose: Sequence[str] = ()
@@ -54,7 +77,8 @@ class Claims:
                 file = one.identity.file
                 ran |= {"net": file.name, "net_hash": file.fingerprint[:10], "keypoints": one.identity.face.source}
                 pose = one.identity.pose_digests
-            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(one.unit, one.digests, ran, pose)
+            unit = one.unit if one.region is None else replace(one.unit, region=one.region.text)
+            p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(unit, one.digests, ran, pose)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:
         """Take every claim back but those of the units in `keep`."""

@@ -10,11 +10,12 @@ from typing import NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ..encoders.face_choice import face_warnings
 from ..encoders.faces import Face
 from ..library.errors import NoFaceError
 from ..library.face_packs import FacePack
 from ..units.face_choice import FaceChoice
-from .faces import FacePool, aligned, chosen_face, left_to_right, shortcomings
+from .faces import FacePool, aligned, chosen_face, left_to_right, pixels_of
 from .features import Reference
 
 MAX_DETAILED = 64
@@ -52,15 +53,16 @@ def report_faces(
         return FaceReport(picture.size, (), None)
     chosen = chosen_face(found, choice, picture.size, reference.name)
     detailed = {chosen, *found[:MAX_DETAILED]}
+    pixels = pixels_of(picture)
 
     def reported(face: Face) -> ReportedFace:
         if face not in detailed:
             return ReportedFace(face)
         return ReportedFace(
             face,
-            shortcomings(picture, face),
-            aligned(picture, face) if crops else None,
-            pool.embedding(pack, picture, face) if embeddings else None,
+            face_warnings(pixels, face),
+            aligned(pixels, face) if crops else None,
+            pool.embedding(pack, pixels, face) if embeddings else None,
         )
 
     faces = left_to_right(found)

@@ -11,8 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,7 @@ from ..encoders.face_alignment import align_face
 from ..encoders.face_choice import choose_face, face_warnings
 from ..encoders.face_engine import load_face_engine
 from ..encoders.face_search import find_faces
-from ..encoders.faces import Face, FaceEngine, OnnxModel
+from ..encoders.faces import Face, FaceEngine, OnnxModel, Picture
 from ..hosts.base import Host
 from ..library.errors import NoFaceError
 from ..library.face_models import FaceModel
@@ -60,10 +61,11 @@ class FaceReading:
 
 
 class _Searched(NamedTuple):
-    """What a search for at least `wanted` faces has found."""
+    """What a search has found; where that is nothing, `problem` says so of a picture that was called `name`."""
 
     faces: tuple[Face, ...]
-    wanted: int
+    name: str = ""
+    problem: str = ""
 
 
 class FacePool:
@@ -95,16 +97,22 @@ class FacePool:
     def faces(self, pack: FacePack, reference: Reference, wanted: int = 1) -> tuple[Face, ...]:
         """The faces of a picture, largest first; looks harder until there are `wanted`.
 
+        Which are found depends on the picture, the pack and `wanted` alone, not on what was asked before.
+
         Raises: NoFaceError naming the picture, where there is none; IPAdapterError.
         """
 
-        key = ("faces", reference.digest, pack.fingerprint)
-        known = self._cache.get(key, _Searched)
-        if known is None or (len(known.faces) < wanted and known.wanted < wanted):
+        def search() -> tuple[_Searched, int]:
             self.analysed += 1
-            found = find_faces(self._engine(pack), _pixels(reference.picture()), reference.name, wanted)
-            known = _Searched(found, wanted)
-            self._cache.put(key, known, FACE_BYTES * len(found))
+            try:
+                found = find_faces(self._engine(pack), pixels_of(reference.picture()), reference.name, wanted)
+            except NoFaceError as error:
+                return _Searched((), reference.name, str(error)), FACE_BYTES
+            return _Searched(found), FACE_BYTES * len(found)
+
+        known = self._cache.get_or_make(("faces", reference.digest, pack.fingerprint, wanted), _Searched, search)
+        if known.problem:
+            raise NoFaceError(known.problem.replace(known.name, reference.name, 1))
         return known.faces
 
     def read(self, pack: FacePack, reference: Reference, choice: FaceChoice) -> FaceReading:
@@ -113,29 +121,29 @@ class FacePool:
 
         def analyse() -> tuple[FaceReading, int]:
             picture = reference.picture()
-            face = chosen_face(faces, choice, picture.size, reference.name)
-            embedding = self.embedding(pack, picture, face)
-            reading = FaceReading(face, faces, embedding, aligned(picture, face), shortcomings(picture, face))
+            face, pixels = chosen_face(faces, choice, picture.size, reference.name), pixels_of(picture)
+            embedding = self.embedding(pack, pixels, face)
+            reading = FaceReading(face, faces, embedding, aligned(pixels, face), face_warnings(pixels, face))
             return reading, embedding.nbytes + 3 * CROP_SIDE**2
 
         key = ("face", reference.digest, pack.fingerprint, str(choice))
         reading = self._cache.get_or_make(key, FaceReading, analyse)
         return replace(reading, warnings=tuple(f"{reference.name}: {warning}" for warning in reading.warnings))
 
-    def embedding(self, pack: FacePack, picture: Image.Image, face: Face) -> Tensor:
+    def embedding(self, pack: FacePack, pixels: Picture, face: Face) -> Tensor:
         """The raw embedding (512,) of a face of the picture; not kept."""
-        return torch.from_numpy(self._engine(pack).embed(_pixels(picture), face)).float()
+        return torch.from_numpy(self._engine(pack).embed(pixels, face)).float()
 
     def embeddings(self, pack: FacePack, picture: Image.Image) -> Tensor:
         """The raw embeddings (n, 512) of the faces in a picture that is no reference, none where there is none; not
         kept.
         """
-        pixels, engine = _pixels(picture), self._engine(pack)
+        pixels = pixels_of(picture)
         try:
-            found = find_faces(engine, pixels)
+            found = find_faces(self._engine(pack), pixels)
         except NoFaceError:
             return torch.empty(0, 512)
-        return torch.stack([torch.from_numpy(engine.embed(pixels, face)).float() for face in found[:MOST_COMPARED]])
+        return torch.stack([self.embedding(pack, pixels, face) for face in found[:MOST_COMPARED]])
 
     def _engine(self, pack: FacePack) -> FaceEngine:
         if self._loaded is not None and self._loaded[0] == pack.fingerprint:
@@ -152,14 +160,9 @@ def left_to_right(faces: Sequence[Face]) -> tuple[Face, ...]:
     return tuple(sorted(faces, key=lambda face: face.centre))
 
 
-def aligned(picture: Image.Image, face: Face) -> Image.Image:
+def aligned(pixels: Picture, face: Face) -> Image.Image:
     """The square of `CROP_SIDE` pixels that goes in of a face, upright by its keypoints."""
-    return Image.fromarray(align_face(_pixels(picture), face, CROP_SIDE))
-
-
-def shortcomings(picture: Image.Image, face: Face) -> tuple[str, ...]:
-    """What may make a face a poor reference, in sentences."""
-    return face_warnings(_pixels(picture), face)
+    return Image.fromarray(align_face(pixels, face, CROP_SIDE))
 
 
 def chosen_face(faces: Sequence[Face], choice: FaceChoice, size: tuple[int, int], name: str) -> Face:
@@ -201,7 +204,6 @@ def _opened(model: FaceModel) -> OnnxModel:
     return OnnxModel(model.member or model.path.name, model.read() if model.member else model.path)
 
 
-def _pixels(picture: Image.Image) -> Any:
-    import numpy as np
-
+def pixels_of(picture: Image.Image) -> Picture:
+    """A picture as the engines take it; a copy, so convert once."""
     return np.asarray(picture)

@@ -7,12 +7,13 @@ what the UNet gets in a pass.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from ..core.masks import PIXELS_PER_LATENT
 from ..core.residuals import UnitResiduals
 from ..encoders.keypoint_map import as_hint, draw_keypoints
 from ..encoders.keypoints import Size
@@ -24,13 +25,15 @@ from ..units.unit import Unit
 from .faces import FacePool
 from .features import Reference
 from .identity_files import NAME_PART, IdentityFile
-from .identity_unit import PIXELS_PER_LATENT, PreparedIdentity, net_window
+from .identity_unit import PreparedIdentity, net_window
 from .keypoints import Frame, find_keypoints, frame_of, lay, read_pose
 from .models import Choice
 from .prepare import PreparedUnit
+from .regions import Canvas
 from .services import Services
 
 logger = logging.getLogger("ipadapter")
+
 
 class JobNets:
     """The IdentityNets of one job, each read once; `maps` are the drawn keypoints, by what they are called."""
@@ -66,9 +69,17 @@ class JobNets:
         return PreparedIdentity(choice.net, self._load(p, choice.net), face, context, digests)
 
     def enter(
-        self, p: Any, units: Sequence[PreparedUnit], canvas: Size | None, *, sampling: bool
+        self,
+        p: Any,
+        units: Sequence[PreparedUnit],
+        canvas: Canvas | None,
+        masks: Mapping[int, Tensor],
+        *,
+        sampling: bool,
     ) -> list[UnitResiduals]:
         """What these units' nets add in the pass that is about to start, or is under way (`sampling`).
+
+        `masks` are the units' regions as they are drawn on this canvas, by the units' numbers.
 
         Raises: KeypointsError, UnsupportedHostStateError; then no net is on the device.
         """
@@ -76,7 +87,7 @@ class JobNets:
         if not with_net:
             return []
         frame = frame_of(p)
-        found = [self._residuals(one, identity, frame, canvas) for one, identity in with_net]
+        found = [self._residuals(one, identity, frame, canvas, masks.get(one.number)) for one, identity in with_net]
         try:
             for held in {id(identity.held): identity.held for _, identity in with_net}.values():
                 held.enter(sampling=sampling)
@@ -106,7 +117,12 @@ class JobNets:
         return held
 
     def _residuals(
-        self, unit: PreparedUnit, identity: PreparedIdentity, frame: Frame, canvas: Size | None
+        self,
+        unit: PreparedUnit,
+        identity: PreparedIdentity,
+        frame: Frame,
+        canvas: Canvas | None,
+        mask: Tensor | None,
     ) -> UnitResiduals:
         if canvas is None:
             raise UnsupportedHostStateError(
@@ -114,10 +130,10 @@ class JobNets:
                 "drawn for it; a script samples in its own way. Run the job without that script, or set the unit's "
                 "keypoints to none."
             )
-        fields = unit.unit
-        picture = draw_keypoints([lay(identity.face, frame, canvas, fields.fit)], canvas)
+        fields, size = unit.unit, (canvas[1], canvas[0])
+        picture = draw_keypoints([lay(identity.face, frame, size, fields.fit)], size)
         if fields.show_map:
-            self.maps[f"{unit.name}, {canvas[0]} x {canvas[1]}"] = Image.fromarray(picture)
+            self.maps[f"{unit.name}, {size[0]} x {size[1]}"] = Image.fromarray(picture)
         return UnitResiduals(
             unit.name,
             identity.held.net,
@@ -126,6 +142,7 @@ class JobNets:
             fields.net_weight,
             net_window(fields),
             fields.net_rows == "cond",
+            mask,
         )
 
     def _tell_of_doubles(self, p: Any) -> None:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
 from ..core.schedule import Window
-from ..encoders.keypoints import Size
 from ..hosts.identity_nets import HostNet
 from ..library.spec import AdapterSpec
 from ..units.unit import Unit
 from .identity_files import NONE, IdentityFile
 from .keypoints import FaceKeypoints
 from .preferences import INSTANTID
-
-PIXELS_PER_LATENT = 8
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,3 @@ def wants_net(unit: Unit, spec: AdapterSpec) -> bool:
 def net_window(unit: Unit) -> Window:
     """The part of a pass in which the unit's IdentityNet acts."""
     return Window(unit.net_start, unit.net_end)
-
-
-def canvas_of(latents: Any) -> Size | None:
-    """Width and height in pixels of what latents (b, 4, h, w) become; None where there are none."""
-    shape = getattr(latents, "shape", ())
-    return (shape[-1] * PIXELS_PER_LATENT, shape[-2] * PIXELS_PER_LATENT) if len(shape) == 4 else None

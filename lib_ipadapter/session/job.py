@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
 
 from ..core.schedule import UNetCall
-from ..encoders.keypoints import Size
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
 from .claims import Claims
 from .failures import afresh, as_named
 from .identity import JobNets
-from .identity_unit import canvas_of
 from .maps import show_maps
-from .passes import PassAttachment, PassPlan, attach_pass, idle_sentences, refuse_pass
+from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
 from .ready import ready_plan
+from .regions import Canvas, canvas_of
 from .scoring import IdentityScores, scores_for
 from .services import Services
 from .wrapping import WrappedSample
@@ -52,10 +51,11 @@ class Job:
         self._pass: PassAttachment | None = None
         self._plan: PassPlan | None = None
         self._scores: IdentityScores | None = None
+        self._pictures = 0
         self._reader = services.host.call_reader(p)
         self._nets = JobNets(services, self._warn)
-        self._canvas: Size | None = None
         self._passes = 0
+        self._canvas: Canvas | None = None
         self._over = False
 
     @property
@@ -84,7 +84,9 @@ class Job:
         if not services.host.hides_errors() or not services.stop_on_failure():
             return
         try:
-            self._plan_or_raise()
+            plan = self._plan_or_raise()
+            if plan is not None:
+                plan.loras.finish()  # what was read is there for sampling
         except Exception as error:
             self._claims.retract(self.p)
             self._warn(f"Stopped. {as_named(error, WHAT)}")
@@ -105,16 +107,19 @@ class Job:
             earlier = p.__dict__.get("sample")
         p.sample = WrappedSample(p, self._sample)
 
-    def before_sampling(self, latents: Any = None) -> None:
-        """Attach to the UNet of the pass that starts from `latents` (b, 4, h, w); called again, it starts afresh."""
-        self._canvas = canvas_of(latents)
+    def before_sampling(self, latent: Any = None) -> None:
+        """Attach to the UNet of the pass (base, hires) that is about to start from `latent` (b, c, h, w).
+
+        Called again, it starts afresh.
+        """
         if self._plan is None:
             return
-        self._begin_pass(sampling=False)
+        self._begin_pass(latent, sampling=False)
 
-    def _begin_pass(self, *, sampling: bool) -> None:
+    def _begin_pass(self, latent: Any, *, sampling: bool) -> None:
         self._reader.forget()
         self._passes += 1
+        self._canvas = canvas_of(latent)
         self._guarded(lambda: self._attach(sampling=sampling))
 
     def before_step(self, params: Any) -> None:
@@ -125,8 +130,7 @@ class Job:
         if self._plan is None:
             return
         if self._pass is None:
-            self._canvas = canvas_of(getattr(params, "x", None))
-            self._begin_pass(sampling=True)
+            self._begin_pass(getattr(params, "x", None), sampling=True)
             if self._plan is None:
                 return
 
@@ -140,6 +144,7 @@ class Job:
 
     def after_picture(self, picture: Image.Image) -> None:
         """Score a finished picture of the batch, where a unit asks for it."""
+        self._pictures += 1
         if self._scores is not None:
             self.p.extra_generation_params.update(self._scores.add(picture))
 
@@ -224,9 +229,9 @@ class Job:
         if plan is None:
             self._claims.retract(self.p)
             return None
-        self._claim(plan, plan.with_net)
+        self._claims.foretell(self.p, plan)
         if self._scores is None:  # this job's first batch
-            self._scores = scores_for(plan.units, self._services, self._warn)
+            self._scores = scores_for(plan.units, self._services, self._warn, self._pictures)
         return plan
 
     def _verify(self, plan: PassPlan) -> None:
@@ -241,11 +246,7 @@ class Job:
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
             ))  # fmt: skip
             return
-        self._claim(plan, plan.net_acted)
-        with_lora = plan.attached & plan.loras.told.keys()
-        self._claims.retract(self.p, keep=plan.acted | with_lora)
-        for sentence in idle_sentences(plan, with_lora) if not interrupted else ():
-            self._warn(sentence)
+        self._claims.settle(self.p, plan, tell_idle=not interrupted)
 
     # -- shared
 
@@ -255,7 +256,7 @@ class Job:
         unet = self._services.host.unet(self.p)
         assert self._plan is not None
         self._pass = attach_pass(
-            self.p, unet, self._plan, self._read_call, self._warn, canvas=self._canvas, sampling=sampling
+            self.p, unet, self._plan, self._read_call, self._warn, self._canvas, sampling=sampling
         )
 
     def _check_loras(self) -> None:
@@ -303,17 +304,9 @@ class Job:
 
     def _go_on_without(self, error: IPAdapterError) -> None:
         """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
-        acted = self._plan.acted if self._plan is not None else ()
-        if self._plan is not None and acted:
-            self._claim(self._plan, self._plan.net_acted)
-        passes = self._passes
+        plan, passes = self._plan, self._passes
         self._detach(sampling=True)
-        self._claims.retract(self.p, keep=acted)
-        without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
-        self._warn(f"{without} without image prompts. {error}")
-
-    def _claim(self, plan: PassPlan, nets: Collection[int]) -> None:
-        self._claims.make(self.p, plan.units, plan.loras.told, nets)
+        self._claims.cut_short(self.p, plan, passes, error)
 
     def _warn(self, sentence: str) -> None:
         self._claims.warn(self.p, sentence)

@@ -8,6 +8,7 @@ not at all where the prompt has it already.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from ..core.lora import FaceLora, read_adapter_lora, read_companion_lora, same_shapes
 from ..hosts.loras import HostLora, PlacedLora
 from ..library.companions import companion_of, file_sha256, find_companion, is_published, published_companions
-from ..library.errors import IPAdapterError
+from ..library.errors import AdapterFileError, IPAdapterError
 from ..library.files import fingerprint
 from ..library.headers import read_header
 from ..library.spec import AdapterSpec
@@ -76,17 +77,20 @@ class JobLoras:
         self._host = services.host
         self._cache = services.cache
         self._shelf = services.shelf
+        self._stop_on_failure = services.stop_on_failure
         self._warn = warn
         self._read: dict[str, FaceLora] = {}
         self._wanted: dict[int, _Wanted] = {}
-        self._built: dict[str, tuple[nn.Module, HostLora]] = {}
-        self._told: dict[int, str] = {}
+        self._built: dict[str, tuple[weakref.ref[nn.Module], HostLora]] = {}
+        self._told: dict[int, list[str]] = {}
+        self._was_on: dict[int, list[str]] = {}
         self._denied = False
 
     @property
     def told(self) -> dict[int, str]:
-        """What the infotext says of each unit's LoRA, by the units' numbers."""
-        return {} if self._denied else dict(self._told)
+        """What the infotext says of each unit's LoRA, by the units' numbers: of every pass so far, or of the first."""
+        said = self._was_on or self._told
+        return {} if self._denied else {n: ", then ".join(dict.fromkeys(passes)) for n, passes in said.items()}
 
     def deny(self) -> None:
         """Say nothing any more: the host did not apply one."""
@@ -95,22 +99,34 @@ class JobLoras:
     def prepare(self, p: Any, request: LoraRequest, *, fits_now: bool) -> None:
         """Read a unit's LoRA and, where the unit fits the loaded checkpoint, bring it into the host's form.
 
+        Where the user asked to go on after failures, the unit runs without it, and `warn` says so.
         Raises: AdapterFileError, WrongBaseError, UnsupportedHostStateError.
         """
         if request.strength == 0.0:
             return
-        lora = self._lora_of(request)
-        if lora is None:
+        try:
+            lora = self._lora_of(request)
+            if lora is None:
+                return
+            wanted = _Wanted(request, lora)
+            if fits_now and not self._is_typed(wanted):
+                self._in_hosts_form(p, wanted)
+        except IPAdapterError as error:
+            if self._stop_on_failure():
+                raise
+            self._warn(f"Unit {request.number} runs without its LoRA. {error}")
             return
-        wanted = _Wanted(request, lora)
-        if fits_now and not self._is_typed(wanted):
-            self._in_hosts_form(p, wanted)
         self._wanted[request.number] = wanted
 
     def expect(self, numbers: Sequence[int]) -> None:
-        """Say of these units what is going to be on in the pass that comes next."""
-        for number, (wanted, strength) in self._strengths(numbers).items():
-            self._told[number] = TYPED if self._is_typed(wanted) else f"{wanted.digest[:10]} at {strength:g}"
+        """Say of these units what is going to be on in the first pass."""
+        self._told = {number: [said] for number, said in self._statements(numbers).items()}
+
+    def _statements(self, numbers: Sequence[int]) -> dict[int, str]:
+        return {
+            number: TYPED if self._is_typed(wanted) else f"{wanted.digest[:10]} at {strength:g}"
+            for number, (wanted, strength) in self._strengths(numbers).items()
+        }
 
     def put_on(self, p: Any, numbers: Sequence[int], *, sampling: bool) -> PassLoras:
         """Put on the LoRAs of these units, whose pass is about to start, or is under way (`sampling`).
@@ -119,7 +135,8 @@ class JobLoras:
         """
         placed: list[PlacedLora] = []
         done: set[str] = set()
-        self.expect(numbers)
+        for number, said in self._statements(numbers).items():
+            self._was_on.setdefault(number, []).append(said)
         try:
             for wanted, strength in self._strengths(numbers).values():
                 if wanted.digest in done or self._is_typed(wanted):
@@ -134,8 +151,7 @@ class JobLoras:
 
     def finish(self) -> None:
         """The job is over: what it read is kept for the next one, unless the user keeps no results."""
-        if self._read:
-            self._shelf.replace(self._read if self._cache.cap_bytes else {})
+        self._shelf.replace(self._read if self._cache.cap_bytes else {})
         self._built.clear()
 
     def _strengths(self, numbers: Sequence[int]) -> dict[int, tuple[_Wanted, float]]:
@@ -163,11 +179,10 @@ class JobLoras:
             return self._once(fingerprint(companion), lambda: read_companion_lora(companion, names))
         names = " or ".join(known.name for known in published)
         where = folders[0]
-        self._warn(
-            f"Unit {request.number} runs without its LoRA: {path.name} has none inside, and {names} is not in {where}. "
-            "Put it there, or set the unit's LoRA strength to 0."
+        raise AdapterFileError(
+            f"The LoRA of {path.name} is missing: it has none inside, and {names} is not in {where}. Put it there, or "
+            "set the unit's LoRA strength to 0."
         )
-        return None
 
     def _once(self, identity: str, read: Callable[[], FaceLora]) -> FaceLora:
         """Read a file once in this job, or not at all where the job before it did."""
@@ -181,9 +196,10 @@ class JobLoras:
         """For the UNet that is loaded now; built once while that stays."""
         unet = self._host.unet(p)
         built = self._built.get(wanted.digest)
-        if built is None or built[0] is not unet:
-            name = wanted.digest[:16]
-            built = self._built[wanted.digest] = (unet, self._host.build_lora(p, name, wanted.lora.weights))
+        if built is None or built[0]() is not unet:
+            lora = self._host.build_lora(p, wanted.digest[:16], wanted.lora.weights)
+            # Weak, so that a checkpoint that another one replaces is not kept in memory.
+            built = self._built[wanted.digest] = (weakref.ref(unet), lora)
         return built[1]
 
     # -- what the prompt has

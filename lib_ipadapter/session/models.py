@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..library.catalogue import PACKS
 from ..library.errors import (
     AdapterNotFoundError,
     EncoderNotFoundError,
@@ -24,7 +25,7 @@ from .identity_files import CONTROLNET, Fit, IdentityFile, find_identity_net
 from .preferences import FACE_FEATURES, INSTANTID, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
 
 AUTO = "auto"
-FACE_PACKS = ("buffalo_l", "antelopev2")
+FACE_PACKS: tuple[str, ...] = PACKS
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Models:
         self._face_folders = face_folders or folders
         self._lock = threading.Lock()
         self._index: FolderIndex | None = None
-        self._packs: dict[str, FacePack | FacePackError] = {}
+        self._packs: dict[str, FacePack] = {}
         self._fingerprints: dict[tuple[Path, int, int], str] = {}
 
     def refresh(self) -> None:
@@ -82,20 +83,14 @@ class Models:
             self._packs.clear()
 
     def face_pack(self, name: str) -> FacePack:
-        """The face pack of this name (buffalo_l, antelopev2), looked for once until the next refresh.
+        """The face pack of this name (buffalo_l, antelopev2); once found, not looked for until the next refresh.
 
         Raises: FacePackError.
         """
         with self._lock:
             if name not in self._packs:
-                try:
-                    self._packs[name] = find_face_pack(self._face_folders(), name)
-                except FacePackError as error:
-                    self._packs[name] = FacePackError(str(error))
-            found = self._packs[name]
-        if isinstance(found, FacePackError):
-            raise FacePackError(str(found))
-        return found
+                self._packs[name] = find_face_pack(self._face_folders(), name)
+            return self._packs[name]
 
     def adapter_names(self, base: str) -> list[tuple[str, str]]:
         """(name, label) of every adapter for `base`, of every supported one when it is empty."""

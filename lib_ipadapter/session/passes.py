@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
 from ..core.identity_fit import fit_to_unet
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
+from ..core.masks import is_nowhere
 from ..core.residuals import UNetResiduals
 from ..core.weighting import layer_weights
-from ..encoders.keypoints import Size
+from ..hosts.crops import sampled_crop
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
 from .identity import JobNets
@@ -21,13 +22,15 @@ from .identity_unit import net_window
 from .loras import JobLoras, PassLoras
 from .planning import base_of
 from .prepare import PreparedUnit
+from .regions import Canvas, draw_region
 
 
 @dataclass(frozen=True)
 class PassPlan:
     """The job's prepared units, LoRAs and nets, and the numbers of the units that were in a pass, and acted, so far.
 
-    `net_acted` are those whose IdentityNet acted, which counts as acting too.
+    `net_acted` are those whose IdentityNet acted, which counts as acting too. `outside` has those that were left out of
+    a pass because no part of their region was sampled in it.
     """
 
     units: tuple[PreparedUnit, ...]
@@ -36,6 +39,12 @@ class PassPlan:
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
     net_acted: set[int] = field(default_factory=set)
+    outside: set[int] = field(default_factory=set)
+
+    @property
+    def with_lora(self) -> set[int]:
+        """The numbers of the units whose LoRA was on in a pass, whether they acted in a step or not."""
+        return self.attached & self.loras.told.keys()
 
     @property
     def with_net(self) -> set[int]:
@@ -92,14 +101,14 @@ def attach_pass(
     plan: PassPlan,
     read_call: ReadCall,
     warn: Callable[[str], None],
+    canvas: Canvas | None = None,
     *,
-    canvas: Size | None = None,
     sampling: bool = False,
 ) -> PassAttachment:
     """Attach the units that fit `unet`; one that does not is off in this pass, and `warn` is told.
 
-    `canvas` is the size in pixels at which the pass is sampled, where that is known. `sampling` says that the pass is
-    under way already: the refiner came, or nobody announced it.
+    `canvas` is the size that the pass samples, where it is known; units with a region or an IdentityNet need it.
+    `sampling` says that the pass is under way already: the refiner came, or nobody announced it.
     """
     layers = find_cross_attention(unet)
     fitting: list[PreparedUnit] = []
@@ -110,19 +119,23 @@ def attach_pass(
             warn(f"Unit {unit.number} was off in a pass that it does not fit. {error}")
         else:
             fitting.append(unit)
+    masks = _draw_masks(p, fitting, canvas)
+    plan.outside.update(number for number, mask in masks.items() if is_nowhere(mask))
+    fitting = [unit for unit in fitting if not is_nowhere(masks.get(unit.number))]
     attentions = [
         UnitAttention(
             unit.name,
             dict(unit.kv),
             layer_weights(_layers_for(unit), layers, unit.unit.weight),
             unit.window,
+            masks.get(unit.number),
         )
         for unit in fitting
     ]
     plan.attached.update(unit.number for unit in fitting)
     scope = AttachmentScope()
     try:
-        nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, sampling=sampling))
+        nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, masks, sampling=sampling))
         scope = attach(unet, attentions, read_call, layers, companions=(nets,))
         loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
     except BaseException:
@@ -130,6 +143,15 @@ def attach_pass(
         plan.nets.leave()
         raise
     return PassAttachment(unet, scope, plan, fitting, loras)
+
+
+def _draw_masks(p: Any, units: Sequence[PreparedUnit], canvas: Canvas | None) -> dict[int, Tensor]:
+    """The regions of those units that have one, by the units' numbers, on the pass's canvas."""
+    confined = [(unit.number, unit.region) for unit in units if unit.region is not None]
+    if not confined:
+        return {}
+    crop = sampled_crop(p)
+    return {number: draw_region(region, canvas, crop) for number, region in confined}
 
 
 def _layers_for(unit: PreparedUnit) -> str:
@@ -162,21 +184,24 @@ def refuse_pass(unet: nn.Module, plan: PassPlan, failure: IPAdapterError) -> Pas
     return PassAttachment(unet, scope, plan, (), PassLoras(()))
 
 
-def idle_sentences(plan: PassPlan, with_lora: Collection[int]) -> Iterator[str]:
-    """Why units that were ready, or their IdentityNets, did not act in any step.
-
-    `with_lora` are the units whose LoRA acted: it is on for a whole pass.
-    """
+def idle_sentences(plan: PassPlan) -> Iterator[str]:
+    """Why units that were ready, or their IdentityNets, did not act in any step."""
     for unit in plan.units:
         if unit.number not in plan.acted:
-            yield _why_idle(unit, unit.number in plan.attached, with_lora=unit.number in with_lora)
+            yield why_idle(unit, plan, with_lora=unit.number in plan.with_lora)
         elif unit.number in plan.with_net - plan.net_acted:
             yield _why_net_idle(unit)
 
 
-def _why_idle(prepared: PreparedUnit, attached: bool, *, with_lora: bool) -> str:
+def why_idle(prepared: PreparedUnit, plan: PassPlan, *, with_lora: bool = False) -> str:
+    """Why a unit that was ready did not act in any step; its LoRA may have, which is on for a whole pass."""
     number, unit = prepared.number, prepared.unit
-    if not attached:
+    if number in plan.outside:
+        return (
+            f"Unit {number} did not act: no part of its region lies in the part of the picture that was sampled. Move "
+            "the region or the inpainting mask, or let the unit act everywhere."
+        )
+    if number not in plan.attached:
         return (
             f"Unit {number} did not act: {prepared.choice.name} fits a checkpoint of this job that no step was sampled "
             "with. Let the refiner switch earlier, or choose an adapter for the first checkpoint."

@@ -27,6 +27,7 @@ from .identity_unit import PreparedIdentity
 from .loras import LoraRequest
 from .models import Choice
 from .preferences import INSTANTID
+from .regions import ReadyRegion, read_region
 from .tokens import combination, face_tokens, picture_tokens
 
 logger = logging.getLogger("ipadapter")
@@ -39,8 +40,9 @@ LARGE_SIDE = 448
 class PreparedUnit:
     """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
 
-    `notes` are sentences about the pictures that the user should see with the result. `tokens` (2, T, D), prompt and
-    negative, are kept where IdentityNet needs them, and `identity` is what it needs beside them.
+    `notes` are sentences about the pictures that the user should see with the result; `region` is None where the unit
+    acts everywhere. `tokens` (2, T, D), prompt and negative, are kept where IdentityNet needs them, and `identity` is
+    what it needs beside them.
     """
 
     number: int
@@ -50,6 +52,7 @@ class PreparedUnit:
     window: Window
     kv: LayerKV = field(repr=False)
     notes: tuple[str, ...] = ()
+    region: ReadyRegion | None = None
     tokens: Tensor | None = field(default=None, repr=False)
     identity: PreparedIdentity | None = None
 
@@ -83,6 +86,7 @@ def prepare_unit(
     """
     started, encoded, analysed = time.perf_counter(), pool.encoded, faces.analysed
     references = read_references(unit, store)
+    region = read_region(unit, store)
     digests = tuple(reference.digest for reference in references)
     # What a file is may depend on its name (448 px), which its bytes' fingerprint does not know: the view says it.
     view = choice_view(choice, unit.crop)
@@ -99,8 +103,17 @@ def prepare_unit(
         "cached" if cached else _work(pool.encoded - encoded, faces.analysed - analysed),
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
-    window = Window(unit.start, unit.end)
-    return PreparedUnit(number, unit, choice, digests, window, kv, projected.notes, projected.tokens)
+    return PreparedUnit(
+        number,
+        unit,
+        choice,
+        digests,
+        Window(unit.start, unit.end),
+        kv,
+        projected.notes,
+        region,
+        projected.tokens,
+    )
 
 
 def _files(choice: Choice) -> tuple[str, ...]:

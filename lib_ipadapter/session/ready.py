@@ -5,6 +5,7 @@ The encoder and the face engine are opened here, serve every unit, and are gone 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,8 @@ from .passes import PassPlan
 from .planning import loaded_base, plan_units
 from .prepare import PreparedUnit, lora_request, prepare_unit, read_references
 from .services import Services
+
+logger = logging.getLogger("ipadapter")
 
 Warn = Callable[[str], None]
 
@@ -69,6 +72,8 @@ def _prepare_units(
                 failed(number, as_named(error, "The unit"))
                 continue
             prepared.append(one)
+            if choice.pack is not None and choice.pack.note:
+                logger.warning("unit %d: %s", number, choice.pack.note)
             for note in one.notes:
                 warn(f"Unit {number}, {note}")
     return prepared

@@ -39,14 +39,19 @@ class ScoredUnit:
 
 
 class IdentityScores:
-    """The scores of one job, picture by picture; `pool` is released between batches. `warn` shows a sentence."""
+    """The scores of one job, picture by picture; `pool` is released between batches. `warn` shows a sentence.
 
-    def __init__(self, units: Sequence[ScoredUnit], pool: FacePool, warn: Callable[[str], None]) -> None:
+    `unscored` pictures of the job were finished before.
+    """
+
+    def __init__(
+        self, units: Sequence[ScoredUnit], pool: FacePool, warn: Callable[[str], None], unscored: int = 0
+    ) -> None:
         self._units = units
         self._pool = pool
         self._warn = warn
         self._batch: list[dict[int, float | None]] = []
-        self._all: list[dict[int, float | None]] = []
+        self._all: list[dict[int, float | None]] = [{} for _ in range(unscored)]
 
     def begin_batch(self) -> None:
         """Forget the places of the last batch's pictures, and give its engine's memory back before sampling."""
@@ -94,7 +99,11 @@ class IdentityScores:
 
     def write(self, p: Any, processed: Any) -> None:
         """Put every picture's score into the result's text and into what the API answers."""
-        p.extra_generation_params.update(self.values())
+        values = self.values()
+        # What a grid of several jobs (X/Y/Z plot) writes afterwards is not one picture's.
+        own = {key: value for key, value in p.extra_generation_params.items() if key not in values}
+        p.extra_generation_params = own
+        processed.extra_generation_params = own | values
         sentences = [f"IP-Adapter: {sentence}\n" for sentence in self.sentences()]
         processed.comments = "".join([processed.comments or "", *sentences])
 
@@ -108,7 +117,7 @@ def score_key(number: int) -> str:
 
 
 def scores_for(
-    prepared: Sequence[PreparedUnit], services: Services, warn: Callable[[str], None]
+    prepared: Sequence[PreparedUnit], services: Services, warn: Callable[[str], None], unscored: int = 0
 ) -> IdentityScores | None:
     """The scores that these units ask for; None where none does, or none can be scored (`warn` says why)."""
     pool = FacePool(services.host, services.cache)
@@ -121,7 +130,7 @@ def scores_for(
         except Exception as error:
             warn(f"No identity score of unit {one.number}. {as_named(error, WHAT)}")
     pool.release()
-    return IdentityScores(units, pool, warn) if units else None
+    return IdentityScores(units, pool, warn, unscored) if units else None
 
 
 def _scored(prepared: PreparedUnit, services: Services, pool: FacePool) -> ScoredUnit:

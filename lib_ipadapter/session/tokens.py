@@ -48,7 +48,8 @@ def combination(unit: Unit, spec: AdapterSpec) -> str:
         )
     if unit.combine != "auto":
         return unit.combine
-    return "mean" if spec.feature in FACE_FEATURES and spec.kind != "faceid_portrait" else "concat"
+    portrait = spec.kind.startswith("faceid_portrait")
+    return "mean" if spec.feature in FACE_FEATURES and not portrait else "concat"
 
 
 def takes_sequences(spec: AdapterSpec) -> bool:

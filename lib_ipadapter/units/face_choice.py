@@ -18,6 +18,8 @@ _ONE = r" *(largest|best|[1-9][0-9]{0,2}|1000|@(0?\.[0-9]+|0|1|1\.0*|0\.) *, *(0
 FACE_PATTERN = f"^{_ONE}({SEPARATOR}{_ONE})*$"
 """The forms as a regular expression for JSON Schema, which says the same as `parse_face_choices` of plain numbers."""
 MAX_INDEX = 1000
+MAX_FACE_TEXT = 2048
+"""Characters; a point for each of as many pictures as a unit takes fits in."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,10 @@ def parse_face_choices(text: str) -> tuple[FaceChoice, ...]:
 
 
 def write_face_choices(choices: Sequence[FaceChoice]) -> str:
-    """The canonical text of these choices; `parse_face_choices` gives them back."""
-    return f"{SEPARATOR} ".join(str(choice) for choice in choices)
+    """The canonical text of these choices; `parse_face_choices` gives them back. In a list the default is empty."""
+    if len(choices) == 1:
+        return str(choices[0])
+    return SEPARATOR.join("" if choice == FaceChoice() else str(choice) for choice in choices)
 
 
 def choice_for(choices: Sequence[FaceChoice], picture: int) -> FaceChoice:

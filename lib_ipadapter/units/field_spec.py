@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from ..library.errors import BadUnitError
-from .face_choice import FACE_FORMS, parse_face_choices, write_face_choices
+from .face_choice import FACE_FORMS, MAX_FACE_TEXT, parse_face_choices, write_face_choices
 from .keypoint_text import KEYPOINT_FORMS, parse_keypoints, write_keypoints
+from .regions import PRESETS, REGION_FORMS, parse_region
 
-Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face", "keypoints"]
+Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face", "region", "keypoints"]
 Value = bool | float | str | tuple[str, ...]
 T_co = TypeVar("T_co", bound=Value, covariant=True)
 
@@ -61,6 +62,7 @@ class FieldSpec(Generic[T_co]):
             "bool": "true or false",
             "text": f"a line of text of at most {MAX_TEXT} characters",
             "face": f"{FACE_FORMS}, one for all pictures or one for each, separated by semicolons",
+            "region": REGION_FORMS,
             "keypoints": KEYPOINT_FORMS,
             "adapter": f"'auto' or a file name of at most {MAX_TEXT} characters",
             "images": f"a list of at most {self.maximum or 0:g} pictures, each a string",
@@ -133,7 +135,7 @@ def _read_choice(spec: FieldSpec[Value], value: object) -> str:
     raise spec.refuse(value, did_you_mean(wanted, [choice for choice, _ in spec.choices]))
 
 
-def _read_text(spec: FieldSpec[Value], value: object) -> str:
+def _read_text(spec: FieldSpec[Value], value: object, longest: int = MAX_TEXT) -> str:
     # A cleared drop-down or text box arrives as null, "" or, from gradio 3, [].
     if value is None or value in ("", []):
         return cast(str, spec.default)
@@ -141,7 +143,7 @@ def _read_text(spec: FieldSpec[Value], value: object) -> str:
         raise spec.refuse(value)
     text = value.strip()
     # What is not printable (line breaks, NUL, lone surrogates) is no file name and could not be written to a PNG.
-    if len(text) > MAX_TEXT or not text.isprintable():
+    if len(text) > longest or not text.isprintable():
         raise spec.refuse(value)
     return text or cast(str, spec.default)
 
@@ -149,11 +151,22 @@ def _read_text(spec: FieldSpec[Value], value: object) -> str:
 def _read_face(spec: FieldSpec[Value], value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    text = _read_text(spec, value)
+    text = _read_text(spec, value, MAX_FACE_TEXT)
     try:
         return write_face_choices(parse_face_choices(text))
     except ValueError as error:
         raise spec.refuse(value, f" {error}") from error
+
+
+def _read_region(spec: FieldSpec[Value], value: object) -> str:
+    if value is None or value == []:
+        return cast(str, spec.default)
+    if not isinstance(value, str):
+        raise spec.refuse(value)
+    try:
+        return parse_region(value).text
+    except ValueError as error:
+        raise spec.refuse(value, f" {error}{did_you_mean(value, PRESETS)}") from error
 
 
 def _read_keypoints(spec: FieldSpec[Value], value: object) -> str:
@@ -212,6 +225,7 @@ _READERS = {
     "text": _read_text,
     "adapter": _read_text,
     "face": _read_face,
+    "region": _read_region,
     "keypoints": _read_keypoints,
     "images": _read_images,
 }

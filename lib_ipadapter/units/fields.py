@@ -20,6 +20,7 @@ from .identity_fields import (
     POSE_FACE,
     SHOW_MAP,
 )
+from .regions import EVERYWHERE, PRESETS
 
 ENABLED: FieldSpec[bool] = FieldSpec(
     name="enabled",
@@ -171,6 +172,29 @@ SCORE: FieldSpec[bool] = FieldSpec(
     "into its infotext; the best of a batch is named under the result.",
     axis=False,
 )
+# No field inverts a region: a half and a box have neighbours, and a picture is inverted where it is drawn.
+REGION: FieldSpec[str] = FieldSpec(
+    name="region",
+    label="Region",
+    kind="region",
+    default=EVERYWHERE,
+    help="Where in the picture the reference acts: a part by its name, a box x,y,width,height as fractions from the "
+    "top left corner (0,0,0.5,1 is the left half), or a drawn picture, stretched over the whole one, whose white parts "
+    "act; inpainting the masked area only, it is still a part of the whole picture, and a FaceID adapter's LoRA has no "
+    "region.",
+    choices=tuple((name, label) for name, (label, _) in PRESETS.items()),
+)
+FEATHER: FieldSpec[float] = FieldSpec(
+    name="feather",
+    label="Feather",
+    kind="number",
+    default=0.05,
+    help="How wide a region's edge is, as a fraction of the picture's shorter side: the effect fades from full to none "
+    "across it, half inside and half outside, so that neighbouring regions add up to the whole.",
+    minimum=0.0,
+    maximum=0.5,
+    step=0.01,
+)
 
 FIELDS: tuple[FieldSpec[Value], ...] = (
     ENABLED,
@@ -187,6 +211,8 @@ FIELDS: tuple[FieldSpec[Value], ...] = (
     LORA,
     S_SCALE,
     SCORE,
+    REGION,
+    FEATHER,
     IDENTITY_NET,
     NET_WEIGHT,
     NET_START,

@@ -29,7 +29,7 @@ MAX_JPEG_PIXELS = 4 * MAX_PIXELS
 # Only formats whose decoders run inside Pillow (EPS, for one, would start Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 FORMS = "a data URI (data:image/png;base64,…), base64, or the 'sha256:…' id of a stored picture"
-OPAQUE_WHITE = 0xFFFFFFFF
+OPAQUE_WHITE, OPAQUE_BLACK = 0xFFFFFFFF, 0xFF000000
 
 _DATA_URI = re.compile(r"data:([^,;]*)((?:;[^,;]*)*),", re.IGNORECASE)
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]{1,15})://", re.IGNORECASE)
@@ -71,11 +71,12 @@ def decode_reference(value: str, store: ImageStore | None = None) -> bytes:
     return data
 
 
-def open_picture(data: bytes, name: str) -> Image.Image:
+def open_picture(data: bytes, name: str, backdrop: int = OPAQUE_WHITE) -> Image.Image:
     """Decode a picture file as people see it: RGB, upright by its EXIF orientation, `name` for error messages.
 
-    The first frame of an animation; 16-bit grey scaled to 8; transparency over white, as the hosts show it, because
-    what is hidden below transparent pixels is arbitrary. JPEGs above `MAX_PIXELS` are decoded at half size.
+    The first frame of an animation; 16-bit grey scaled to 8; transparency over white, as the hosts show it, or over
+    another `backdrop`, because what is hidden below transparent pixels is arbitrary. JPEGs above `MAX_PIXELS` are
+    decoded at half size.
     Raises: BadImageError for what is no picture, is truncated, or has too many pixels.
     """
     if not data:
@@ -89,7 +90,7 @@ def open_picture(data: bytes, name: str) -> Image.Image:
             _limit_pixels(image, name)
             _require_end(image, data, name)
             image.load()
-            return _upright(_to_rgb(image, name), _orientation(image))
+            return _upright(_to_rgb(image, name, backdrop), _orientation(image))
     except BadImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -190,7 +191,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if transposition is None else image.transpose(transposition)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, backdrop: int) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bit(image, name)
     if image.mode == "F":
@@ -198,7 +199,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # Pillow converts these two premultiplied modes only to their plain forms.
         plain = image.convert({"RGBa": "RGBA", "La": "LA"}.get(image.mode, image.mode))
-        return Image.alpha_composite(Image.new("RGBA", image.size, OPAQUE_WHITE), plain.convert("RGBA")).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", image.size, backdrop), plain.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
 
 

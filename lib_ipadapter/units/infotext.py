@@ -1,11 +1,14 @@
 """Units as infotext: one key per unit that ran, `IP-Adapter unit 1`, whose value is a compact JSON object.
 
-The object holds the fields that differ from their defaults, `refs` and `pose` (the SHA-256 digests of the reference
-files and of the pose photo's, whole, so that the store finds the pictures again and another machine can tell which were
-used) and `ran` (what acted that is no field: the adapter file found for "auto", its fingerprint, the encoder). `webui`
-writes it after the units have run and reads it on paste. The host quotes a value that holds a comma, colon or line
-break with `json.dumps` and unquotes it with `json.loads` before handing it over (A1111, modules/infotext_utils.py:
-quote, unquote); both forms are read.
+The object holds the fields that differ from their defaults (a region's picture by its digest), `refs` and `pose` (the
+SHA-256 digests of the reference files and of the pose photo's, whole, so that the store finds the pictures again and
+another machine can tell which were used) and `ran`, what acted that is no field: `file`, the adapter found for "auto",
+its `hash`, the `encoder`, and of a person `faces`, the face pack, `lora`, which LoRA was on and how strong, and `net`,
+`net_hash` and `keypoints`, the IdentityNet and whose keypoints it was shown. `session.claims` writes it when the units
+are ready and again after they have run; `webui` reads it on paste. A unit's identity score has a key of its own
+(`session.scoring`), which is not read. The host quotes a value that holds a comma, colon or line break with
+`json.dumps` and unquotes it with `json.loads` before handing it over (A1111, modules/infotext_utils.py: quote,
+unquote); both forms are read.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from ..library.errors import BadImageError, BadUnitError
 from .field_spec import FieldSpec, read_json, shown
 from .fields import ENABLED, FIELDS, FIELDS_BY_NAME, IMAGES
 from .identity_fields import POSE
+from .regions import is_picture
 from .store import checked_id
 from .unit import Unit
 
@@ -33,7 +37,7 @@ _SKIPPED = (ENABLED.name, IMAGES.name, POSE.name)
 class PastedUnit(NamedTuple):
     """A unit read from infotext; `images` are store ids, which may or may not be in this machine's store.
 
-    `ran` is what acted then (adapter file, fingerprint, encoder), as text to show.
+    `ran` is what acted then (adapter file, fingerprint, encoder, face pack, LoRA), as text to show.
     """
 
     number: int
@@ -60,9 +64,12 @@ def infotext_key(number: int) -> str:
 def unit_to_infotext(unit: Unit, digests: Sequence[str], ran: Mapping[str, str], pose: Sequence[str] = ()) -> str:
     """The infotext value of a unit that ran, as ASCII JSON without line breaks.
 
-    `digests` are the references' `sha256:…` ids in the unit's order, `pose` those of the pose photo.
+    `digests` are the references' `sha256:…` ids in the unit's order, `pose` those of the pose photo; a region that is
+    a picture must be one, too.
     Raises: BadImageError if one of them is no such id.
     """
+    if is_picture(unit.region):
+        checked_id(unit.region)
     record: dict[str, object] = {}
     for spec in FIELDS:
         value = cast(object, getattr(unit, spec.name))

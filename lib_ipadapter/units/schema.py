@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .face_choice import FACE_PATTERN
+from .face_choice import FACE_PATTERN, MAX_FACE_TEXT
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
 from .keypoint_text import COUNT, MAX_COORDINATE, SOURCES
+from .regions import BOX_PATTERN, PICTURE_PATTERN
 
 _COORDINATE = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE}
 
@@ -78,6 +79,9 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
         form.update(type="string", enum=[value for value, _ in spec.choices])
     elif spec.kind == "images":
         form.update(type="array", items={"type": "string", "minLength": 1}, maxItems=int(spec.maximum or 0))
+    elif spec.kind == "region":
+        names = [value for value, _ in spec.choices]
+        form.update(type="string", anyOf=[{"enum": names}, {"pattern": BOX_PATTERN}, {"pattern": PICTURE_PATTERN}])
     elif spec.kind == "keypoints":
         pair = {"type": "array", "minItems": 2, "maxItems": 2, "items": _COORDINATE}
         points = {"type": "array", "minItems": COUNT, "maxItems": COUNT, "items": pair}
@@ -85,5 +89,5 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
     else:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":
-            form["pattern"] = FACE_PATTERN
+            form.update(pattern=FACE_PATTERN, maxLength=MAX_FACE_TEXT)
     return form

@@ -1,6 +1,6 @@
 """A unit: one reference (or several that act together) with its settings, always valid once it exists.
 
-Also how the hosts' flat arguments become a `Request`: `webui.script` and `webui.api` call `parse_args`, the page
+Also how the hosts' flat arguments become a `Request` (`webui.script` calls `parse_args`) and back (`page_values`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..library.errors import BadUnitError
-from .field_spec import did_you_mean, read_json, shown
+from .face_choice import parse_face_choices
+from .field_spec import read_json, shown
 from .fields import (
     ADAPTER,
     COMBINE,
@@ -19,11 +20,13 @@ from .fields import (
     ENABLED,
     END,
     FACE,
+    FEATHER,
     FIELDS,
     FIELDS_BY_NAME,
     IMAGES,
     INTENT,
     LORA,
+    REGION,
     S_SCALE,
     SCORE,
     START,
@@ -42,36 +45,7 @@ from .identity_fields import (
     POSE_FACE,
     SHOW_MAP,
 )
-
-# What people who know ControlNet's, Comfy's or diffusers' names write first.
-OTHER_NAMES = {
-    "image": "images",
-    "input_image": "images",
-    "references": "images",
-    "model": "adapter",
-    "scale": "weight",
-    "strength": "weight",
-    "start_at": "start",
-    "guidance_start": "start",
-    "end_at": "end",
-    "guidance_end": "end",
-    "resize_mode": "crop",
-    "combine_embeds": "combine",
-    "weight_type": "intent",
-    "negative": "uncond",
-    "face_index": "face",
-    "lora_weight": "lora",
-    "lora_strength": "lora",
-    "shortcut_scale": "s_scale",
-    "weight_v2": "s_scale",
-    "identity_score": "score",
-    "controlnet": "identity_net",
-    "controlnet_conditioning_scale": "net_weight",
-    "net_strength": "net_weight",
-    "kps": "keypoints",
-    "pose_image": "pose",
-    "image_kps": "pose",
-}
+from .other_names import unknown_key
 
 
 @dataclass(frozen=True)
@@ -96,6 +70,8 @@ class Unit:
     lora: float = LORA.default
     s_scale: float = S_SCALE.default
     score: bool = SCORE.default
+    region: str = REGION.default
+    feather: float = FEATHER.default
     identity_net: str = IDENTITY_NET.default
     net_weight: float = NET_WEIGHT.default
     net_start: float = NET_START.default
@@ -117,6 +93,12 @@ class Unit:
                     f"{start.name} is {first:g} and {end.name} is {last:g}; {start.name} must not be greater than "
                     f"{end.name} (both from {start.minimum:g} to {start.maximum:g})."
                 )
+        choices = len(parse_face_choices(self.face))
+        if choices > max(1, len(self.images)) and self.images:
+            raise BadUnitError(
+                f"face names {choices} choices and the unit has {len(self.images)} "
+                f"picture{'' if len(self.images) == 1 else 's'}; give one for all pictures, or one for each."
+            )
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Unit:
@@ -126,7 +108,7 @@ class Unit:
         """
         for key in mapping:
             if key not in FIELDS_BY_NAME:
-                raise BadUnitError(_unknown_key(key))
+                raise BadUnitError(unknown_key(key))
         return cls(**cast("dict[str, Any]", dict(mapping)))
 
     def to_dict(self) -> dict[str, bool | float | str | list[str]]:
@@ -299,11 +281,3 @@ def _numbered(number: int, mapping: Mapping[str, object]) -> Unit:
         return Unit.from_dict(mapping)
     except BadUnitError as error:
         raise BadUnitError(f"IP-Adapter unit {number}: {error}") from error
-
-
-def _unknown_key(key: object) -> str:
-    if not isinstance(key, str):
-        return f"the key {shown(key)} is not a string; the keys are {', '.join(FIELDS_BY_NAME)}."
-    other = OTHER_NAMES.get(key.lower())
-    hint = f" Did you mean {other}?" if other else did_you_mean(key, FIELDS_BY_NAME)
-    return f"there is no field {shown(key)}.{hint} The fields are {', '.join(FIELDS_BY_NAME)}."

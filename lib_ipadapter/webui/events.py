@@ -240,7 +240,7 @@ class Events:
         def look() -> FacePreview:
             items, choices = IMAGES.parse(references), parse_face_choices(FACE.parse(face))
             asked = [
-                (item, f"Reference {place + 1}", choice_for(choices, place))
+                (item, f"picture {place + 1}", choice_for(choices, place))
                 for place, item in enumerate(items)
                 if self._is_there(item)
             ]

@@ -60,10 +60,11 @@ def _figure(picture: FacePicture, with_clip: bool) -> str:
 
 def _caption(picture: FacePicture) -> str:
     """What the picture is called, and which of several faces counts."""
+    name = picture.name[:1].upper() + picture.name[1:]
     count = len(picture.found.faces) if picture.found is not None else 0
     if count < 2:
-        return picture.name
-    return f"{picture.name}, {count} faces" + (f", number {picture.chosen + 1} counts" if picture.chosen >= 0 else "")
+        return name
+    return f"{name}, {count} faces" + (f", number {picture.chosen + 1} counts" if picture.chosen >= 0 else "")
 
 
 def _picture(picture: FacePicture, found: FoundFaces) -> str:
@@ -81,8 +82,8 @@ def _picture(picture: FacePicture, found: FoundFaces) -> str:
     rest = f'<span class="ipadapter-face-more">and {more} more</span>' if more else ""
     return (
         f'<div class="ipadapter-face-picture" data-key="{escape(removal_key(picture.reference))}" role="group" '
-        f'aria-label="Faces in {escape(picture.name)}" title="Click the face that counts">'
-        f'<img src="{escape(found.source)}" alt="{escape(picture.name)}" width="{width}" height="{height}" '
+        f'aria-label="Faces in {escape(picture.name)}" title="Click the face that counts" '
+        f'style="--shape:{width / height:.4f}"><img src="{escape(found.source)}" alt="{escape(picture.name)}" '
         f'draggable="false"><svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" aria-hidden="true">{points}'
         f"</svg>{buttons}{rest}</div>"
     )
@@ -96,7 +97,8 @@ def _button(found: FoundFaces, place: int, layer: int, *, chosen: bool) -> str:
     return (
         f'<button type="button" class="{kind}" aria-label="{label}" aria-pressed="{str(chosen).lower()}" '
         f'title="{label}" data-point="{_point(found, place)}" style="left:{x1:.2%};top:{y1:.2%};'
-        f'width:{x2 - x1:.2%};height:{y2 - y1:.2%};z-index:{min(layer, MAX_SHOWN)}"><span>{place + 1}</span></button>'
+        f'width:{x2 - x1:.2%};height:{y2 - y1:.2%};z-index:{min(layer, MAX_SHOWN)}">'
+        f"<span>{place + 1}<i> · {face.score:.2f}</i></span></button>"
     )
 
 

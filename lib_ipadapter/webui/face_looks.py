@@ -17,7 +17,7 @@ from ..encoders.faces import Face
 from ..library.errors import BadImageError, NoFaceError
 from ..library.face_packs import FacePack
 from ..session.cache import ResultCache
-from ..session.faces import FacePool, chosen_face, left_to_right
+from ..session.faces import FACE_BYTES, FacePool, chosen_face, left_to_right
 from ..session.features import Reference
 from ..units.face_choice import FaceChoice
 from ..units.images import ImageStore, decode_reference, digest, thumbnail_data_uri
@@ -25,7 +25,9 @@ from .looks import KEPT_BYTES, content_of, png_data_uri
 
 PICTURE_SIDE = 512
 DRAWING_SECONDS = 1.5
-"""A drawing starts no analysis after this; the page's script asks again for the rest."""
+"""A drawing starts no analysis after this, not counting the one that took longest: an engine is opened by the first
+that needs it, which takes seconds. The page's script asks again for the rest.
+"""
 
 
 class AskedPicture(NamedTuple):
@@ -94,10 +96,16 @@ class FaceLooks:
         if not analyse or not any(picture.pending for picture in seen):
             return seen
         with self._pool() as pool:
-            until = time.monotonic() + DRAWING_SECONDS
+            spent = longest = 0.0
             for place, (one, picture) in enumerate(zip(asked, seen, strict=True)):
-                if picture.pending and time.monotonic() < until:
-                    seen[place] = self._analysed(pool, pack, one, store)
+                if not picture.pending:
+                    continue
+                if spent - longest >= DRAWING_SECONDS:
+                    break
+                began = time.monotonic()
+                seen[place] = self._analysed(pool, pack, one, store)
+                took = time.monotonic() - began
+                spent, longest = spent + took, max(longest, took)
         return seen
 
     def _known(self, pack: FacePack, asked: AskedPicture) -> FacePicture:
@@ -132,7 +140,7 @@ class FaceLooks:
                 faces = left_to_right(pool.faces(pack, reference, max(1, asked.choice.index)))
             except NoFaceError as error:
                 return FoundFaces(source, picture.size, (), asked.name, str(error)), len(source)
-            return FoundFaces(source, picture.size, faces), len(source) + 200 * len(faces)
+            return FoundFaces(source, picture.size, faces), len(source) + FACE_BYTES * len(faces)
 
         return self._cache.get_or_make(_key(pack, asked), FoundFaces, find)
 

@@ -21,10 +21,12 @@ from ..units.fields import (
     ENABLED,
     END,
     FACE,
+    FEATHER,
     FIELDS,
     IMAGES,
     INTENT,
     LORA,
+    REGION,
     S_SCALE,
     SCORE,
     START,
@@ -56,13 +58,15 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (ENABLED.name, INTENT.name),
     (IMAGES.name,),
     (ADAPTER.name,),
-    (FACE.name, SCORE.name),
+    (FACE.name,),
     (LORA.name, S_SCALE.name),
     (IDENTITY_NET.name, NET_WEIGHT.name, NET_START.name, NET_END.name),
     (POSE.name,),
     (KEYPOINTS.name, POSE_FACE.name, FIT.name, NET_ROWS.name, SHOW_MAP.name),
     (WEIGHT.name, START.name, END.name),
+    (REGION.name, FEATHER.name),
     (COMBINE.name, CROP.name, UNCOND.name),
+    (SCORE.name,),
 )
 RADIOS = (INTENT.name,)
 
@@ -219,6 +223,11 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         labels = dict(spec.choices)
         kind = gr.Radio if spec.name in RADIOS else gr.Dropdown
         component = kind(choices=list(labels.values()), value=labels[str(spec.default)], **common)
+    elif spec.kind == "region":
+        labels = dict(spec.choices)
+        component = gr.Dropdown(
+            choices=list(labels.values()), value=labels[str(spec.default)], allow_custom_value=True, **common
+        )
     elif spec.kind == "adapter":
         # The list is read later, and a pasted adapter may not be in it: gradio 4 drops values that are not choices.
         choices = [spec.default, *([NO_NET] if spec is IDENTITY_NET else [])]

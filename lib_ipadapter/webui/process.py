@@ -79,4 +79,6 @@ def services() -> Services:
     """The services of a job; the cache's bound follows the setting."""
     lasting = _lasting()
     lasting.cache.set_cap(settings.cache_bytes())
+    if not settings.cache_bytes():
+        lasting.shelf.replace({})
     return lasting

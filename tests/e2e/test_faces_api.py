@@ -133,7 +133,7 @@ def test_a_person_changes_the_picture_and_leaves_nothing_behind(webui):
     assert value, person.infotexts[0]
     record = json.loads(json.loads(value[1]))
     assert record["intent"] == "face"
-    assert record["ran"]["faces"] == "buffalo_l"
+    assert record["ran"]["faces"].split()[0] == "buffalo_l"
     assert distance(webui.txt2img(), plain) == 0
 
 

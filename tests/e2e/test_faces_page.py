@@ -53,15 +53,18 @@ def rounded(text: str) -> str:
 
 def test_the_fields_of_a_face_are_shown_with_the_intent_and_with_a_face_adapter(accordion):
     need_adapter(accordion)
-    page, field = accordion.page, f"{accordion.unit()}_face"
+    page, field, score = accordion.page, f"{accordion.unit()}_face", f"{accordion.unit()}_score"
     assert not page.is_visible(field)
+    assert page.is_visible(score), "other pictures' results can be scored too"
     assert accordion.face_text() == "largest"
     accordion.choose_intent("Face")
     page.wait_for_selector(field, state="visible", timeout=PATIENCE_MS)
     assert page.is_visible(f"{accordion.unit()}_lora")
+    assert page.is_visible(score)
     accordion.choose_intent("Style + composition")
     page.wait_for_selector(field, state="hidden", timeout=PATIENCE_MS)
     assert accordion.number("lora") == 0.6
+    assert page.is_visible(score)
     page.click(f"{accordion.unit()}_adapter input")
     names = page.eval_on_selector_all("ul.options li", "all => all.map(one => one.innerText.trim())")
     of_faces = [name.lstrip("✓ \n") for name in names if "faceid" in name]
@@ -79,13 +82,27 @@ def test_the_line_says_what_a_face_adapter_uses_and_its_licence(faces):
     assert "non-commercial" not in faces.text("adapter_line")
 
 
+def test_a_crowds_small_boxes_have_the_number_alone_and_the_score_in_the_tooltip(faces, tmp_path):
+    crowd = [DrawnFace(x, 100, 50, person=1) for x in range(100, 1600, 150)]
+    Image.fromarray(face_picture(1700, 200, crowd)).save(tmp_path / "crowd.png")
+    faces.choose(tmp_path / "crowd.png")
+    faces.wait_for_faces(len(crowd))
+    assert faces.page.inner_text(f"{box(faces, 2)} >> css=span") == "3"
+    assert re.fullmatch(r"Face 3 of 10, score 0\.\d\d", faces.page.get_attribute(box(faces, 2), "title"))
+
+
 def test_every_face_is_shown_and_the_largest_counts(faces, files):
     faces.choose(files["group"])
     faces.wait_for_faces(3)
     assert [pressed for _, pressed in faces.faces()] == [True, False, False]
     assert re.match(r"Face 1 of 3, score 0\.\d\d$", faces.faces()[0][0])
+    labels = f"{faces.unit()}_preview .ipadapter-face-box > span"
+    written = faces.page.eval_on_selector_all(labels, "all => all.map(one => one.innerText)")
+    assert [re.sub(r"\d\d$", "", text) for text in written] == ["1 · 0.", "2 · 0.", "3 · 0."]
+    colours = "all => all.map(one => [one, one.firstElementChild].map(part => getComputedStyle(part).color))"
+    assert all(number == score for number, score in faces.page.eval_on_selector_all(labels, colours))
     assert [crop.size for crop in faces.crops()] == [(224, 224)]
-    assert "Reference 1, 3 faces, number 1 counts" in faces.page.inner_text(f"{faces.unit()}_preview")
+    assert "Picture 1, 3 faces, number 1 counts" in faces.page.inner_text(f"{faces.unit()}_preview")
     assert faces.page.locator(f"{faces.unit()}_preview circle").count() == 15
 
 
@@ -155,13 +172,33 @@ def test_a_choice_for_all_pictures_stays_one(faces, files):
 def test_a_picture_without_a_face_and_a_wrong_choice_are_told_of(faces, files):
     faces.choose(files["one"], files["none"])
     faces.wait_for_faces(1)
-    faces.wait_for_text("preview", "No face was found in Reference 2")
+    faces.wait_for_text("preview", "No face was found in picture 2")
     errors = faces.page.eval_on_selector_all(
         f"{faces.unit()}_preview .ipadapter-error", "all => all.map(one => one.textContent)"
     )
     assert len(errors) == 1
     faces.page.fill(f"{faces.unit()}_face textarea", "third")
     faces.wait_for_text("preview", "it must be largest, best")
+
+
+def test_boxes_lie_on_the_faces_whatever_the_pictures_shape(faces, tmp_path):
+    shapes = {"wide": (1600, 400, DrawnFace(1400, 200, 200)), "tall": (400, 1600, DrawnFace(200, 1400, 200))}
+    for name, (width, height, drawn) in shapes.items():
+        Image.fromarray(face_picture(width, height, [drawn])).save(tmp_path / f"{name}.png")
+        faces.choose(tmp_path / f"{name}.png")
+    faces.wait_for_faces(2)
+    measured = faces.page.eval_on_selector_all(
+        f"{faces.unit()}_preview .ipadapter-face-picture",
+        """all => all.map(picture => {
+            const [image, box] = ["img", ".ipadapter-face-box"].map(one => picture.querySelector(one)
+                .getBoundingClientRect());
+            return [image.width / image.height, (box.x + box.width / 2 - image.x) / image.width,
+                    (box.y + box.height / 2 - image.y) / image.height];
+        })""",
+    )
+    for (width, height, drawn), (shape, x, y) in zip(shapes.values(), measured, strict=True):
+        assert shape == pytest.approx(width / height, rel=0.05)
+        assert (x, y) == pytest.approx((drawn.x / width, drawn.y / height), abs=0.02)
 
 
 def test_photos_of_different_people_are_told_of(faces, files):
@@ -185,13 +222,13 @@ def test_a_face_changes_the_picture_and_its_infotext_restores_the_choice(faces, 
     text = faces.face_text()
     changed, info = generate(page)
     assert changed and changed != plain
-    assert '"faces":"buffalo_l"' in info.replace("\\", "")
+    assert '"faces":"buffalo_l' in info.replace("\\", "")
     page.reload()
     page.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
     page.fill("#txt2img_prompt textarea", info)
     page.click("#paste")
-    faces.open()
     faces.wait_for_faces(3)
+    faces.open()
     assert faces.intent() == "Face"
     assert (faces.face_text(), faces.number("s_scale"), faces.number("lora")) == (text, 1.5, 0.6)
     assert [pressed for _, pressed in faces.faces()] == [False, True, False]

@@ -150,6 +150,7 @@ class FakeProcessing:
         self.extra_generation_params: dict[str, Any] = {}
         self.comments: list[str] = []
         self.prompts = ["a cat"]
+        self.latent: Any = torch.zeros(1, 4, 8, 8)
         self.job: Any = None
 
     def comment(self, text: str) -> None:
@@ -159,7 +160,7 @@ class FakeProcessing:
         results = []
         for _ in range(passes):
             if self.job is not None:
-                self.job.before_sampling()
+                self.job.before_sampling(self.latent)
             for step in range(self.steps):
                 if self.job is not None:
                     self.job.before_step(step / self.steps)

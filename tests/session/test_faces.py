@@ -236,7 +236,32 @@ def test_a_second_job_analyses_nothing_and_another_choice_only_recognises(given:
     prepare(given, face_unit("faceid", BOTH))
     assert prepare(given, face_unit("faceid", BOTH))[1].analysed == 0
     assert prepare(given, face_unit("faceid_plus_v2", BOTH))[1].analysed == 0
-    assert prepare(given, face_unit("faceid", BOTH, face="2"))[1].analysed == 0
+    assert prepare(given, face_unit("faceid", BOTH, face="best"))[1].analysed == 0
+    with pytest.raises(NoFaceError, match="picture 1"):
+        prepare(given, face_unit("faceid", NOBODY))
+    choice = given.models.choose("auto", "face", ["SD1"])
+    content = base64.b64decode(NOBODY)
+    with FacePool(given.host, given.cache) as faces:
+        with pytest.raises(NoFaceError, match="picture 7"):
+            faces.faces(choice.require_pack(), Reference("picture 7", digest(content), content))
+        assert faces.analysed == 0, "a picture without a face is searched once"
+
+
+def test_a_choice_means_the_same_face_whatever_was_asked_before(given: Services) -> None:
+    """A third face that only a harder search finds must not change who the first two are."""
+    drawn = [DrawnFace(1500, 300, 200, 1), DrawnFace(2200, 300, 260, 3), DrawnFace(300, 900, 28, 5)]
+    group = encoded_picture(Image.fromarray(face_picture(2560, 1200, drawn)))
+    before = [read(given, group, choice) for choice in (FaceChoice("index", index=1), FaceChoice("best"))]
+    content = base64.b64decode(group)
+    pack = given.models.face_pack("buffalo_l")
+    with FacePool(given.host, given.cache) as faces:
+        reference = Reference("picture 1", digest(content), content)
+        assert len(faces.faces(pack, reference)) < len(faces.faces(pack, reference, 3))
+    given.cache.put(("face", digest(content), pack.fingerprint, "1"), None, 0)
+    given.cache.put(("face", digest(content), pack.fingerprint, "best"), None, 0)
+    after = [read(given, group, choice) for choice in (FaceChoice("index", index=1), FaceChoice("best"))]
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_mean_embeddings_are_as_long_as_the_photos_are_on_average() -> None:

@@ -125,8 +125,9 @@ def test_the_same_lora_of_two_units_is_on_once_at_the_larger_strength(
     placed.close()
     loras.put_on(None, [1, 2, 3], sampling=False)
     assert on(host) == [0.9]
-    assert len(set(loras.told.values())) == 1
-    assert loras.told[1].endswith(" at 0.9")
+    digest = loras.told[2].split()[0]
+    assert loras.told[2] == f"{digest} at 0.9"
+    assert loras.told[1] == loras.told[3] == f"{digest} at 0.9, then {digest} at 0.7", "each pass is told of"
 
 
 def test_different_loras_are_both_on(
@@ -238,19 +239,34 @@ def test_a_companion_under_another_name_is_known_by_its_bytes(
     assert on(host) == [0.6]
 
 
-def test_a_file_without_any_lora_runs_with_a_warning(
+def test_a_file_without_any_lora_stops_and_says_what_is_missing(
     host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor]
 ) -> None:
     host.lora_dirs = [tmp_path / "Lora"]
+    with pytest.raises(AdapterFileError, match=r"ip-adapter-faceid_sd15_lora\.safetensors") as caught:
+        prepared(served, request(faceid(tmp_path, without_lora(tensors))))
+    assert str(tmp_path / "Lora") in str(caught.value)
+
+
+@pytest.mark.parametrize("why", ["missing", "refused by the host"])
+def test_where_the_user_goes_on_the_unit_runs_without_its_lora(
+    host: FakeHost, served: Services, tmp_path: Path, tensors: dict[str, Tensor], why: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*_: Any) -> Any:
+        raise UnsupportedHostStateError("The Lora extension is off.")
+
+    served = served._replace(stop_on_failure=lambda: False)
+    if why != "missing":
+        monkeypatch.setattr(host, "build_lora", refuse)
     warnings: list[str] = []
-    loras = prepared(served, request(faceid(tmp_path, without_lora(tensors))), warnings=warnings)
+    path = faceid(tmp_path, without_lora(tensors) if why == "missing" else tensors)
+    loras = prepared(served, request(path), warnings=warnings)
     loras.put_on(None, [1], sampling=False)
     assert on(host) == []
     assert loras.told == {}
     (sentence,) = warnings
     assert "Unit 1 runs without its LoRA" in sentence
-    assert "ip-adapter-faceid_sd15_lora.safetensors" in sentence
-    assert str(tmp_path / "Lora") in sentence
 
 
 def test_kinds_that_were_published_without_one_say_nothing() -> None:
@@ -294,7 +310,8 @@ def test_the_next_job_reads_nothing(host: FakeHost, served: Services, tmp_path: 
     prepared(served, request(other)).finish()
     assert served.shelf.held_bytes == size, "one job's LoRAs and no more"
     prepared(served).finish()
-    assert served.shelf.held_bytes == size
+    assert served.shelf.held_bytes == 0, "a job without a LoRA gives the memory back"
+    prepared(served, request(other)).finish()
     served.cache.set_cap(0)
     prepared(served, request(other)).finish()
     assert served.shelf.held_bytes == 0, "the user keeps no results"
@@ -428,8 +445,8 @@ def test_a_lora_that_cannot_be_built_stops_the_job_before_sampling(
         start(host, folder).sample()
     p = start(host, folder, stop=False)
     p.sample()
-    assert "Generated without unit 1" in p.extra_generation_params[WARNING_KEY]
-    assert "IP-Adapter unit 1" not in p.extra_generation_params
+    assert "Unit 1 runs without its LoRA" in p.extra_generation_params[WARNING_KEY]
+    assert told(p) is None
 
 
 @pytest.mark.parametrize("steps", [1, 2])

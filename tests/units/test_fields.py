@@ -10,8 +10,9 @@ import pytest
 
 from lib_ipadapter.library.errors import BadUnitError
 from lib_ipadapter.units.fields import FIELDS, FIELDS_BY_NAME
+from lib_ipadapter.units.other_names import OTHER_NAMES
 from lib_ipadapter.units.schema import axes, markdown_table, schema
-from lib_ipadapter.units.unit import OTHER_NAMES, Unit
+from lib_ipadapter.units.unit import Unit
 
 NAMES = [spec.name for spec in FIELDS]
 
@@ -78,7 +79,8 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("face", 2, "2"),
         ("face", " Best ", "best"),
         ("face", "@.5, 0.25", "@0.5,0.25"),
-        ("face", "largest;;3 ; @0,1", "largest; largest; 3; @0,1"),
+        ("face", "largest;;3 ; @0,1", ";;3;@0,1"),
+        ("face", ";".join(["@0.1234,0.5678"] * 64), ";".join(["@0.1234,0.5678"] * 64)),
         ("keypoints", "", "auto"),
         ("keypoints", None, "auto"),
         ("keypoints", " Pose ", "pose"),

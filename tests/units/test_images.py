@@ -16,7 +16,14 @@ from PIL import Image, ImageFile
 
 from lib_ipadapter.library.errors import BadImageError
 from lib_ipadapter.units import images
-from lib_ipadapter.units.images import ImageStore, decode_reference, digest, open_picture, thumbnail_data_uri
+from lib_ipadapter.units.images import (
+    OPAQUE_BLACK,
+    ImageStore,
+    decode_reference,
+    digest,
+    open_picture,
+    thumbnail_data_uri,
+)
 
 # Red, green over blue, yellow: every turn and flip of it differs.
 CORNERS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
@@ -178,6 +185,12 @@ def test_transparency_shows_white(mode: str) -> None:
     seen = pixels(opened)
     assert seen[:2] == [(255, 255, 255), (0, 0, 0)]
     assert all(abs(channel - 127) <= 1 for channel in seen[2])
+
+
+def test_transparency_shows_another_backdrop() -> None:
+    picture = Image.new("RGBA", (2, 1))
+    picture.putdata([(255, 255, 255, 0), (255, 255, 255, 255)])
+    assert pixels(open_picture(encoded(picture), "drawing", OPAQUE_BLACK)) == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_transparent_palette_grey_and_rgb_show_white() -> None:

@@ -204,3 +204,24 @@ def test_random_and_damaged_values_never_raise(seed: int) -> None:
     for value in (text, json.dumps(text), record):
         for pasted in units_from_infotext({infotext_key(1): value}).units:
             assert Unit.from_dict(pasted.unit.to_dict()) == pasted.unit
+
+
+def test_a_drawn_region_is_named_by_its_digest_alone() -> None:
+    unit = Unit(images=REFS, region=digest(b"mask"), feather=0.2)
+    text = unit_to_infotext(unit, REFS, {})
+    assert units_from_infotext(through_the_host({infotext_key(1): text})).units[0].unit == unit
+    with pytest.raises(BadImageError, match="not the id of a stored picture"):
+        unit_to_infotext(Unit(region="data:image/png;base64,AAAA"), (), {})
+
+
+def test_a_box_survives_the_host() -> None:
+    unit = Unit(images=REFS, region="0.1,0.25,0.5,0.5")
+    text = unit_to_infotext(unit, REFS, {})
+    assert json.loads(text)["region"] == "0.1,0.25,0.5,0.5"
+    assert units_from_infotext(through_the_host({infotext_key(2): text})).units[0].unit == unit
+
+
+def test_a_region_that_cannot_be_read_is_a_note() -> None:
+    pasted = units_from_infotext({infotext_key(1): '{"region":"0,0,9,9","weight":0.5}'})
+    assert pasted.units[0].unit == Unit(weight=0.5)
+    assert "region" in pasted.notes[0]

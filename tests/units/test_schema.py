@@ -17,8 +17,14 @@ GOOD = [
     {},
     {"images": ["a"], "weight": -1, "start": 0.5, "end": 0.5},
     {"enabled": False, "intent": "style", "combine": "average", "adapter": "x.bin", "uncond": "noise", "crop": "pad"},
-    {"intent": "face", "face": "largest; 2;; @0.31, 1", "lora": 0, "s_scale": 2.5, "score": True},
+    {"intent": "face", "images": list("abcd"), "face": "largest; 2;; @0.31, 1", "lora": 0, "score": True},
+    {"s_scale": 2.5},
     {"face": "1000"},
+    {"region": "left third", "feather": 0.2},
+    {"region": "0.1, .2,0.5,0.8"},
+    {"region": "sha256:" + "a" * 64, "feather": 0},
+    {"region": "data:image/png;base64,AAAA"},
+    {"region": "iVBORw0KGgo" * 9},
     {"identity_net": "none", "net_weight": 2, "net_start": 0.5, "net_end": 0.5, "net_rows": "cond", "show_map": True},
     {"keypoints": "pose", "pose": ["a"], "pose_face": "2", "fit": "stretch"},
     {"keypoints": [[0.1, 0.2], [0.3, 0.2], [0.2, 0.3], [0.1, 0.4], [0.3, 0.4]]},
@@ -33,6 +39,12 @@ BAD = [
     {"face": "@0.5"},
     {"face": "@1.5,0"},
     {"face": "largest 2"},
+    {"region": "leftish"},
+    {"region": "0.1,0.2,0.5"},
+    {"region": "0.1,0.2,0.5,1.5"},
+    {"region": "sha256:12"},
+    {"region": 3},
+    {"feather": 0.6},
     {"images": [""]},
     {"images": ["a"] * 65},
     {"enabled": 7},
@@ -77,11 +89,12 @@ def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
         assert axis.label == spec.label
         for cell in axis.choices or ({"face": "best", "pose_face": "2", "keypoints": "none"}.get(axis.field, "0.5"),):
             assert spec.parse(axis.type(cell)) is not None
-    numbers = {"weight", "start", "end", "lora", "s_scale", "net_weight", "net_start", "net_end"}
+    numbers = {"weight", "start", "end", "lora", "s_scale", "feather", "net_weight", "net_start", "net_end"}
     assert {axis.field for axis in axes() if axis.type is float} == numbers
 
 
 def test_the_table_is_well_formed_markdown() -> None:
     lines = markdown_table().splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
+    assert "| `region` | Region | everywhere, left, right," in markdown_table()
     assert "| `weight` | Weight | a number from -1 to 3 | `0.8` |" in markdown_table()

@@ -175,7 +175,7 @@ def assert_sentence(text: str) -> None:
     assert text
     assert "Traceback" not in text
     assert "\n" not in text
-    assert text.rstrip().endswith((".", ")"))
+    assert text.rstrip().endswith((".", ")", "?"))
 
 
 def assert_same_latents(ours: Sequence[Tensor], reference: Sequence[Tensor]) -> None:

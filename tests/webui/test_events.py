@@ -221,8 +221,8 @@ def test_each_picture_is_asked_for_with_its_own_choice_also_where_one_is_gone(pa
     page.events.draw(1, "9+", references, "Centre", "auto", "Face", "")
     digest_of_a = json.loads(kept)[0]
     assert asked == [
-        ([(digest_of_a, "Reference 2", FaceChoice("point", point=(0.25, 0.5)))], False),
-        ([(digest_of_a, "Reference 2", FaceChoice())], True),
+        ([(digest_of_a, "picture 2", FaceChoice("point", point=(0.25, 0.5)))], False),
+        ([(digest_of_a, "picture 2", FaceChoice())], True),
     ]
 
 

@@ -11,7 +11,15 @@ from tests.library.onnx_bytes import detector, recogniser
 
 @pytest.fixture
 def home(clean_host, tmp_path, monkeypatch):
-    """A home folder of its own, with a pack lying open in it."""
+    """A home folder of its own, with a pack lying open in it; other tests' models are elsewhere."""
+    from modules import paths
+
+    models = tmp_path / "models"
+    monkeypatch.setattr(paths, "models_path", str(models))
+    if clean_host.flavour == "forge":
+        from modules_forge import shared as forge_shared
+
+        monkeypatch.setattr(forge_shared, "preprocessor_dir", str(models / "ControlNetPreprocessor"))
     home = tmp_path / "home"
     home.mkdir()
     for variable in ("HOME", "USERPROFILE"):

@@ -24,18 +24,19 @@ def face(x: float, y: float, side: float = 20, score: float = 0.8) -> Face:
 def picture(*faces: Face, chosen: int = 0, problem: str = "", warnings: tuple[str, ...] = (), read: bool = True):
     found = FoundFaces("data:image/jpeg;base64,AAAA", (200, 100), faces)
     crop = ReadFace("data:image/png;base64,BBBB", warnings, torch.ones(512)) if read else None
-    return FacePicture("sha256:" + "a" * 64, "Reference 2", found, chosen, crop, problem)
+    return FacePicture("sha256:" + "a" * 64, "picture 2", found, chosen, crop, problem)
 
 
 def test_every_face_is_a_button_over_its_place_and_one_is_pressed():
     html = face_preview_html(FacePreview([picture(face(10, 20), face(100, 40, score=0.456), chosen=1)]))
     labels = re.findall(r'<button [^>]*aria-label="([^"]+)" aria-pressed="(\w+)"', html)
     assert labels == [("Face 1 of 2, score 0.80", "false"), ("Face 2 of 2, score 0.46", "true")]
+    assert re.findall(r"<span>(.*?)</span></button>", html) == ["1<i> · 0.80</i>", "2<i> · 0.46</i>"]
     assert re.findall(r"left:([\d.]+)%;top:([\d.]+)%;width:([\d.]+)%;height:([\d.]+)%", html) == [
         ("5.00", "20.00", "10.00", "20.00"), ("50.00", "40.00", "10.00", "20.00"),
     ]  # fmt: skip
     assert re.findall(r'data-point="([^"]+)"', html) == ["@0.1,0.3", "@0.55,0.5"]
-    assert "Reference 2, 2 faces, number 2 counts" in html
+    assert "<figcaption>Picture 2, 2 faces, number 2 counts<" in html
     assert html.count("<circle") == 10
     assert html.count('<circle class="ipadapter-face-point ipadapter-face-chosen"') == 5
 
@@ -79,16 +80,16 @@ def test_the_crop_says_who_sees_it(with_clip, says):
 def test_warnings_are_notes_and_a_problem_is_an_error():
     html = face_preview_html(
         FacePreview([picture(face(1, 1), warnings=("The face is 20 pixels wide.",)),
-                     picture(chosen=-1, read=False, problem=f"Reference 2: no face {HOSTILE}")], notes=["They differ."])
+                     picture(chosen=-1, read=False, problem=f"picture 2: no face {HOSTILE}")], notes=["They differ."])
     )  # fmt: skip
     assert '<p role="status" class="ipadapter-note">The face is 20 pixels wide.</p>' in html
-    assert re.search('<p role="status" class="ipadapter-error">Reference 2: no face', html)
+    assert re.search('<p role="status" class="ipadapter-error">picture 2: no face', html)
     assert "They differ." in html
     assert HOSTILE not in html
 
 
 def test_what_is_pending_says_so_and_shows_what_is_known():
-    unknown = FacePicture("sha256:" + "a" * 64, "Reference 1")
+    unknown = FacePicture("sha256:" + "a" * 64, "picture 1")
     known = picture(face(1, 1), read=False)
     preview = FacePreview([unknown, known, picture(face(1, 1))])
     html = face_preview_html(preview)

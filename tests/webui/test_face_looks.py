@@ -23,6 +23,8 @@ from lib_ipadapter.webui import face_looks as module
 from lib_ipadapter.webui.face_looks import AskedPicture, FaceLooks
 
 FIRST, SECOND = FaceChoice("index", index=1), FaceChoice("index", index=2)
+BROKEN = -1
+"""The colour of a picture that is none."""
 POINTS = ((10, 10), (20, 10), (15, 20), (11, 30), (19, 30))
 
 
@@ -31,22 +33,27 @@ class Pack:
 
 
 class Pool:
-    """Finds two faces in every picture but the black ones; counts what it is asked, and takes its time."""
+    """Finds two faces in every picture but the black ones; counts what it is asked, and takes its time: `seconds` a
+    picture, `opening` for its engine.
+    """
 
     def __init__(self) -> None:
-        self.searched, self.read_, self.opened, self.seconds = [], [], 0, 0.0
+        self.searched, self.read_, self.opened = [], [], 0
+        self.seconds, self.opening = 0.0, 0.0
         self.broken = False
 
     @contextmanager
     def __call__(self) -> Iterator[Any]:
         self.opened += 1
+        self.is_open = False
         yield self
 
     def faces(self, pack: Any, reference: Any, wanted: int = 1):
         if self.broken:
             raise FaceModelError("The detector is damaged; download it again.")
         self.searched.append(reference.name)
-        time.sleep(self.seconds)
+        time.sleep(self.seconds + (0 if self.is_open else self.opening))
+        self.is_open = True
         if not any(extreme[1] for extreme in reference.picture().getextrema()):
             raise NoFaceError(f"No face was found in {reference.name}.")
         return (face_of((40, 0, 90, 40), 0.7, POINTS), face_of((0, 0, 30, 40), 0.9, POINTS))
@@ -76,7 +83,9 @@ def look(pool: Pool, tmp_path):
     return look
 
 
-def asked(colour: int, name: str = "Reference 1", choice: FaceChoice = FaceChoice()) -> AskedPicture:  # noqa: B008
+def asked(colour: int, name: str = "picture 1", choice: FaceChoice = FaceChoice()) -> AskedPicture:  # noqa: B008
+    if colour == BROKEN:
+        return AskedPicture("data:image/png;base64,AAAA", name, choice)
     buffer = io.BytesIO()
     Image.new("RGB", (100, 40), (colour, 0, 0)).save(buffer, "PNG")
     return AskedPicture("data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode(), name, choice)
@@ -89,9 +98,9 @@ def test_what_is_new_is_pending_until_somebody_may_take_the_time(look, pool):
     assert not seen.pending
     assert [face.box[0] for face in seen.found.faces] == [0, 40]
     assert (seen.chosen, seen.read.warnings) == (1, ("It is small.",))
-    (again,) = look(asked(9, "Reference 5"), analyse=False)
-    assert not again.pending and again.name == "Reference 5"
-    assert (pool.opened, pool.searched) == (1, ["Reference 1"])
+    (again,) = look(asked(9, "picture 5"), analyse=False)
+    assert not again.pending and again.name == "picture 5"
+    assert (pool.opened, pool.searched) == (1, ["picture 1"])
 
 
 def test_another_choice_is_marked_at_once_and_read_later(look, pool):
@@ -109,22 +118,32 @@ def test_another_choice_is_marked_at_once_and_read_later(look, pool):
 def test_a_drawing_takes_only_so_long_and_gets_on(look, pool, monkeypatch):
     monkeypatch.setattr(module, "DRAWING_SECONDS", 0.05)
     pool.seconds = 0.06
-    pictures = [asked(colour, f"Reference {colour}") for colour in (1, 2, 3)]
+    pictures = [asked(colour, f"picture {colour}") for colour in (1, 2, 3, 4, 5)]
     left = [sum(picture.pending for picture in look(*pictures)) for _ in range(3)]
-    assert left == [2, 1, 0]
+    assert left == [3, 1, 0]
+    assert pool.opened == 3
+
+
+@pytest.mark.parametrize("first", [9, BROKEN], ids=["opens the engine", "is none and opens nothing"])
+def test_the_seconds_in_which_the_engine_opens_are_not_a_drawings(look, pool, monkeypatch, first):
+    monkeypatch.setattr(module, "DRAWING_SECONDS", 0.2)
+    pool.opening = 0.5
+    pictures = [asked(first, "picture 1"), *(asked(colour, f"picture {colour}") for colour in (2, 3, 4))]
+    assert not any(picture.pending for picture in look(*pictures))
+    assert pool.opened == 1
 
 
 def test_a_picture_without_a_face_is_searched_once_and_called_by_its_present_name(look, pool):
-    (seen,) = look(asked(0, "Reference 2"))
-    assert seen.problem == "No face was found in Reference 2." and seen.found.source
-    (moved,) = look(asked(0, "Reference 1"), analyse=False)
-    assert moved.problem == "No face was found in Reference 1." and not moved.pending
-    assert pool.searched == ["Reference 2"]
+    (seen,) = look(asked(0, "picture 2"))
+    assert seen.problem == "No face was found in picture 2." and seen.found.source
+    (moved,) = look(asked(0, "picture 1"), analyse=False)
+    assert moved.problem == "No face was found in picture 1." and not moved.pending
+    assert pool.searched == ["picture 2"]
 
 
 def test_an_unreadable_picture_is_its_own_problem_and_a_broken_model_everybodys(look, pool):
-    bad, good = look(AskedPicture("data:image/png;base64,AAAA", "Reference 1", FIRST), asked(9, "Reference 2", SECOND))
-    assert "Reference 1" in bad.problem and not bad.pending
+    bad, good = look(asked(BROKEN, "picture 1", FIRST), asked(9, "picture 2", SECOND))
+    assert "picture 1" in bad.problem and not bad.pending
     assert good.chosen == 1
     pool.broken = True
     with pytest.raises(FaceModelError):

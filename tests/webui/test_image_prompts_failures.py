@@ -213,7 +213,7 @@ def test_missing_files_are_named_with_the_places_searched(prompting: Prompting) 
         sentence = prompting.refused(UNIT)
     finally:
         hidden.rename(folder)
-    assert "no adapter for SD1" in sentence
+    assert "no adapter for pictures and SD1" in sentence
     assert str(folder) in sentence
     encoder = folder / "sample-vision-encoder.safetensors"
     encoder.rename(hidden)

@@ -109,6 +109,9 @@ for name in ("version", "schema", "models"):
     assert status(name, ("ann", "secret")) == 200
     assert status(name, ("bob", "other")) == 200
 assert "folders" not in httpx.get(address + "models", trust_env=False, timeout=60).text
+def ask(auth=None):
+    return httpx.post(address + "faces", json={"image": 7}, auth=auth, trust_env=False, timeout=60).status_code
+assert (ask(), ask(("ann", "other")), ask(("ann", "secret"))) == (401, 401, 422)
 """
 )
 
@@ -197,7 +200,7 @@ def test_routes_are_there_with_the_api_alone(
     app = FastAPI()
     api.add_routes(None, app)
     ours = {route.path for route in app.routes if "ipadapter" in route.path}
-    assert ours == ({f"/ipadapter/v1/{name}" for name in ("version", "schema", "models")} if there else set())
+    assert ours == ({f"/ipadapter/v1/{name}" for name in ("version", "schema", "models", "faces")} if there else set())
 
 
 def test_what_the_routes_answer(standin: object) -> None:
@@ -206,5 +209,5 @@ def test_what_the_routes_answer(standin: object) -> None:
 
     version = api.version()
     assert (version["version"], version["notice"]) == (VERSION, "")
-    assert set(api.models()) == {"folders", "missing", "problems", "files"}
+    assert set(api.models()) == {"folders", "missing", "problems", "files", "face_packs"}
     assert api.unit_schema()["maxUnits"] == 4

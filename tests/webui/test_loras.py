@@ -134,6 +134,9 @@ def test_one_that_was_typed_is_not_put_on_twice(prompting: Prompting, loras: Lor
 def test_typed_in_the_hires_prompt_alone(prompting: Prompting, loras: Loras) -> None:
     """On from the units in the first pass, from the prompt in the second."""
     ours = loras.latents(strengths=(0.6,), **HIRES, hr_prompt=f"{PROMPT}<lora:face:0.4>")
+    said = told(prompting)
+    assert said is not None
+    assert said.endswith(f" at 0.6, then {TYPED}"), "each pass is told of"
     prompts = {"prompt": f"{PROMPT}<lora:face:0.6>", "hr_prompt": f"{PROMPT}<lora:face:0.4>"}
     assert_same_latents(ours, loras.latents(**HIRES, **prompts))
 

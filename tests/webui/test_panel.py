@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -91,6 +93,13 @@ def build(standin, services):
     return build
 
 
+def classes_around(component) -> list[str]:
+    """The classes of what a component lies in."""
+    if component.parent is None:
+        return []
+    return [*(component.parent.elem_classes or ()), *classes_around(component.parent)]
+
+
 def values_of(panel) -> list[object]:
     return [component.value for component in panel.inputs]
 
@@ -151,6 +160,15 @@ def test_an_adapter_outside_the_list_survives_the_page(build):
     assert adapter.allow_custom_value
 
 
+@pytest.mark.parametrize("text", ["Left third", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
+def test_a_region_is_chosen_or_typed(build, text):
+    values, inputs = values_of(build()), build().inputs
+    place = next(place for place, one in enumerate(inputs) if (one.elem_id or "").endswith("unit1_region"))
+    assert values[place] == "Everywhere"
+    values[place] = inputs[place].preprocess(text)
+    assert parse_args([True, *values[1:]], UNITS).units[0].region == text.lower()
+
+
 def test_pasted_units_come_back_through_the_page(build):
     from lib_ipadapter.units.infotext import infotext_key, unit_to_infotext
 
@@ -158,10 +176,14 @@ def test_pasted_units_come_back_through_the_page(build):
     units = {
         1: Unit(weight=0.35, adapter='odd "name", with: signs', crop="pad", images=("sha256:" + "a" * 64,)),
         2: Unit(
+            region="0.1,0.25,0.4,0.5", feather=0.15,
             intent="face", face="@0.31,0.42; 2", lora=0.85, s_scale=1.5, score=True, combine="mean",
             images=("sha256:" + "c" * 64, "sha256:" + "d" * 64),
         ),
-        3: Unit(intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,)),
+        3: Unit(
+            region="sha256:" + "e" * 64,
+            intent="style_composition", start=0.2, end=0.7, combine="average", images=("sha256:" + "b" * 64,),
+        ),
     }
     params = {infotext_key(number): unit_to_infotext(unit, unit.images, {}) for number, unit in units.items()}
     values = []
@@ -188,6 +210,18 @@ def test_the_fields_of_a_face_travel_though_they_are_shown_to_faces_alone(build)
     assert {"face", "lora", "s_scale", "score"} <= set(names)
     face = build().inputs[1 + names.index("face")]
     assert (face.value, face.visible) == ("largest", True)
+
+
+def test_what_means_something_to_every_unit_is_in_no_row_that_is_hidden(build):
+    """Which fields the style sheet hides with their row in units without faces."""
+    style = (Path(__file__).resolve().parents[2] / "style.css").read_text(encoding="utf-8")
+    hidden = set(re.findall(r":not\(\.ipadapter-with-faces\) \.(ipadapter-row-\w+)", style))
+    gone = [
+        component.elem_id.rpartition("unit1_")[2]
+        for component in build().inputs[1 : 1 + len(FIELDS)]
+        if hidden & set(classes_around(component))
+    ]
+    assert gone == ["face", "lora", "s_scale"]
 
 
 def test_an_infotext_without_us_switches_off_and_touches_no_unit(build):

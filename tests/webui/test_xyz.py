@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import csv
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -98,6 +101,16 @@ def test_the_fields_of_a_face_are_axes(options):
     with pytest.raises(RuntimeError, match="face is 'third'"):
         options["[IP-Adapter] Unit 1 Which face"].confirm(None, ["third"])
     assert "[IP-Adapter] Unit 1 Identity score" not in options
+
+
+def test_the_points_that_the_readme_tells_to_plot_are_read_whole(options):
+    """The plot splits its values as CSV (A1111, scripts/xyz_grid.py, csv_string_to_list_strip)."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"for \*Which face\* `([^`]+)`", readme)
+    assert example
+    (values,) = csv.reader([example[1]], skipinitialspace=True)
+    assert values == ["largest", "2", "@0.31,0.42"]
+    options["[IP-Adapter] Unit 1 Which face"].confirm(None, values)
 
 
 def test_choices_are_offered_and_accepted(options):

@@ -24,12 +24,16 @@ ImageAttention = Callable[[int, Tensor, list[int], float, int], Tensor]
 
 @dataclass
 class Call:
-    """One call of a UNet: each row's kind by its text, the step's fraction, and per attn2 (query, added, heads)."""
+    """One call of a UNet: each row's kind by its text, the step's fraction, and per attn2 (query, added, heads).
+
+    `size` is the height and width of its latents.
+    """
 
     unet: int
     kinds: list[int] = field(default_factory=list)
     fraction: float = 0.0
     layers: dict[int, tuple[Tensor, Tensor, int]] = field(default_factory=dict)
+    size: tuple[int, int] = (0, 0)
 
 
 class GlobalHooks:
@@ -88,7 +92,8 @@ class Watch(GlobalHooks):
     def before(self, module: nn.Module, args: Any) -> None:
         if _is_unet(module):
             self.learn(module)
-            self.calls.append(Call(id(module), fraction=step_fraction() if record.steps else 0.0))
+            fraction = step_fraction() if record.steps else 0.0
+            self.calls.append(Call(id(module), fraction=fraction, size=tuple(args[0].shape[2:])))
         elif self.roles.get(module, ("",))[0] == "to_out":
             self._before = args[0]
 

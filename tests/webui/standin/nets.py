@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 PREFIX = "model.diffusion_model."
@@ -48,22 +47,10 @@ def build_unet(shape: UNetShape, seed: int = 0) -> nn.Module:
                            seed=seed)
 
 
-class _FittingCat:
-    """`torch` for ldm's UNet, whose `cat` stretches a tensor to its partner's size: sizes in steps of 8 work."""
-
-    def __getattr__(self, name: str):
-        return getattr(torch, name)
-
-    def cat(self, tensors, *args, **kwargs):
-        """Concatenate; of two maps of different size the first is stretched (nearest), as the hosts do."""
-        if len(tensors) == 2 and tensors[0].shape[-2:] != tensors[1].shape[-2:]:
-            first, second = tensors
-            tensors = (torch.nn.functional.interpolate(first, second.shape[-2:], mode="nearest"), second)
-        return torch.cat(tensors, *args, **kwargs)
-
-
 def fit_odd_sizes() -> None:
     """Let ldm's UNet run at sizes that do not halve evenly, as the hosts do."""
     from ldm.modules.diffusionmodules import openaimodel
 
-    openaimodel.th = _FittingCat()
+    from tests.unets import FittingCat
+
+    openaimodel.th = FittingCat()

@@ -85,7 +85,7 @@ class StableDiffusionProcessingImg2Img(StableDiffusionProcessing):
         self.mask_for_overlay = mask
         crop = masking.get_crop_region(mask, self.inpaint_full_res_padding)
         if crop is None:
-            self.mask_for_overlay = None
+            self.mask_for_overlay, self.inpaint_full_res = None, False
             return None, None
         crop = masking.expand_crop_region(crop, self.width, self.height, mask.width, mask.height)
         x1, y1, x2, y2 = crop
