@@ -30,7 +30,8 @@ KEY = "IP-Adapter unit"
 # 64 digests and every field at its longest stay below 10 KB; what is longer was not written by us.
 MAX_CHARACTERS = 64 * 1024
 _KEY_PATTERN = re.compile(rf"{KEY} ([1-9][0-9]?)")
-_WINDOWS = ("start", "end", "net_start", "net_end")
+_JOINED = (("start", "end"), ("net_start", "net_end"), ("face",))
+"""Fields that may be good one by one and not go together, or not with the pictures."""
 _SKIPPED = (ENABLED.name, IMAGES.name, POSE.name)
 
 
@@ -135,12 +136,13 @@ def _read_unit(number: int, record: Mapping[str, object], notes: list[str]) -> P
             values[name] = FIELDS_BY_NAME[name].parse(value)
         except BadUnitError as error:
             notes.append(f"{error} The default is used.")
-    try:
-        unit = Unit.from_dict(values)
-    except BadUnitError as error:
-        notes.append(f"{error} The defaults are used.")
-        unit = Unit.from_dict({name: value for name, value in values.items() if name not in _WINDOWS})
-    return PastedUnit(number, unit, _read_ran(record.get("ran"), notes))
+    for group in _JOINED:
+        try:
+            Unit.from_dict({name: values[name] for name in (IMAGES.name, *group) if name in values})
+        except BadUnitError as error:
+            notes.append(f"{error} The default is used.")
+            values = {name: value for name, value in values.items() if name not in group}
+    return PastedUnit(number, Unit.from_dict(values), _read_ran(record.get("ran"), notes))
 
 
 def _read_refs(value: object, field: FieldSpec[tuple[str, ...]], notes: list[str]) -> list[str]:

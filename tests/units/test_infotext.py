@@ -164,6 +164,7 @@ def test_a_newer_version_is_read_as_far_as_known() -> None:
         ({"refs": "abc"}, Unit(), "refs is 'abc' and not a list"),
         ({"pose": "abc"}, Unit(), "pose is 'abc' and not a list"),
         ({"net_start": 0.9, "net_end": 0.1}, Unit(), r"net_start is 0\.9 and net_end is 0\.1"),
+        ({"start": 0.9, "face": "1;2", "refs": [REFS[0][7:]]}, Unit(start=0.9, images=REFS[:1]), "names 2 choices"),
         ({"refs": [REFS[0][7:]] * 65}, Unit(images=REFS[:1] * 64), "65 references are named"),
         ({"ran": "x"}, Unit(), "ran is 'x' and not an object"),
     ],
