@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,12 @@ def run(unet: nn.Module, folder: Path) -> Run:
     return run
 
 
-def by_hand(unet: nn.Module, unit: PreparedUnit, points: Any) -> Tensor:
-    """The UNet with image attention and residuals written out: its own forward, places found by hooks of this test."""
+def by_hand(unet: nn.Module, unit: PreparedUnit, points: Any, mask: Tensor | None = None) -> Tensor:
+    """The UNet with image attention and residuals written out: its own forward, places found by hooks of this test.
+
+    `mask` (`SIZE`, `SIZE`) says where both act.
+    """
+    region = torch.ones(SIZE, SIZE) if mask is None else mask
     assert unit.tokens is not None
     inputs = unet_inputs(unet, rows=2, size=8)  # type: ignore[arg-type]
     net = build_identity_net(SPEC, random_controlnet(SPEC, SEED))
@@ -139,17 +144,24 @@ def by_hand(unet: nn.Module, unit: PreparedUnit, points: Any) -> Tensor:
     residuals = net(inputs["x"], inputs["timesteps"], unit.tokens, hint, strength=unit.unit.net_weight)
     handles, queries = [], {}
 
+    def share(height: int, width: int) -> Tensor:
+        """How much of the mask each place of a level sees."""
+        return region.reshape(height, SIZE // height, width, SIZE // width).mean(dim=(1, 3))
+
     def add_skip(residual: Tensor) -> Any:
         def hook(module: nn.Module, args: Any) -> Any:
             joined = args[0].clone()
-            joined[:, -residual.shape[1] :] += residual
+            joined[:, -residual.shape[1] :] += residual * share(*residual.shape[2:])
             return (joined, *args[1:])
 
         return hook
 
+    def add_middle(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + residuals.mid * share(*output.shape[2:])
+
     for block, residual in zip(unet.output_blocks, reversed(residuals.down), strict=True):  # type: ignore[arg-type]
         handles.append(block.register_forward_pre_hook(add_skip(residual)))
-    handles.append(unet.middle_block.register_forward_hook(lambda m, a, out: out + residuals.mid))  # type: ignore[union-attr]
+    handles.append(unet.middle_block.register_forward_hook(add_middle))  # type: ignore[union-attr]
     for layer in find_cross_attention(unet):
         key, value = unit.kv[layer.key_id]
         heads = layer.module.heads
@@ -160,7 +172,9 @@ def by_hand(unet: nn.Module, unit: PreparedUnit, points: Any) -> Tensor:
         def add(module: nn.Module, args: Any, layer: Any = layer, pair: Any = (key, value), heads: Any = heads) -> Any:
             q, k, v = (t.view(2, t.shape[1], heads, -1).transpose(1, 2) for t in (queries[layer.key_id], *pair))
             seen = torch.softmax(q @ k.transpose(2, 3) / q.shape[-1] ** 0.5, dim=-1) @ v
-            return (args[0] + unit.unit.weight * seen.transpose(1, 2).reshape(args[0].shape),)
+            side = math.isqrt(args[0].shape[1])
+            places = share(side, side).reshape(-1, 1)
+            return (args[0] + unit.unit.weight * places * seen.transpose(1, 2).reshape(args[0].shape),)
 
         handles.append(layer.module.get_submodule("to_q").register_forward_hook(keep))
         handles.append(layer.module.get_submodule("to_out")[0].register_forward_pre_hook(add))  # type: ignore[index]
@@ -227,6 +241,36 @@ def test_a_pose_photos_chosen_face_stands_where_the_fit_lays_it(
     record = record_of(p)
     assert len(record["pose"]) == 1
     assert record["ran"]["keypoints"] == "pose"
+
+
+def test_a_region_holds_for_both_halves(run: Run, unet: nn.Module, prepared: list[PreparedUnit]) -> None:
+    left = torch.zeros(SIZE, SIZE)
+    left[:, : SIZE // 2] = 1.0
+    fields = {"region": "left", "feather": 0.0}
+    _, ours = run(fields)
+    face = prepared[-1].identity.face  # type: ignore[union-attr]
+    points = fit_keypoints(face.points, face.size, (SIZE, SIZE))  # type: ignore[arg-type]
+    assert_same(ours[0], by_hand(unet, prepared[-1], points, left))
+    whole, net_everywhere = run({})[1], run({}, {**fields, "net_weight": 0.0})[1]
+    assert float((ours[0] - whole[0]).abs().max()) > 0.01
+    assert float((ours[0] - net_everywhere[0]).abs().max()) > 0.01
+    halves = run(fields, {**fields, "region": "right"})[1]
+    assert_same(halves[0], whole[0])
+
+
+def test_a_region_that_is_not_sampled_leaves_both_halves_out(run: Run) -> None:
+    picture = Image.new("RGB", (200, 100))
+    masked = {
+        "mask_for_overlay": Image.new("L", picture.size), "image_mask": Image.new("L", picture.size),
+        "init_images": [picture], "paste_to": (100, 20, 80, 80), "inpaint_full_res": True,
+    }  # fmt: skip
+    points = json.dumps([[120, 40], [150, 40], [135, 55], [122, 75], [150, 75]])
+    plain = run()[1]
+    p, ours = run({"keypoints": points, "region": "left", "feather": 0.0}, **masked)
+    assert torch.equal(ours[0], plain[0])
+    assert "no part of its region" in p.comments[0]
+    assert not [key for key in p.extra_generation_params if key.startswith("IP-Adapter unit")]
+    assert not torch.equal(run({"keypoints": points, "region": "right", "feather": 0.0}, **masked)[1][0], plain[0])
 
 
 def test_given_points_may_be_pixels_or_fractions(run: Run, unet: nn.Module, folder: Path, prepared: Any) -> None:
