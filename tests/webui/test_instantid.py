@@ -175,7 +175,7 @@ def test_the_infotext_says_which_net_ran_and_whose_keypoints(prompting: Promptin
     record = json.loads(parse_generation_parameters(result.infotexts[0])["IP-Adapter unit 1"])
     assert record["ran"]["net"] == IDENTITY_NET.format("sd15")
     assert record["ran"]["keypoints"] == "pose"
-    assert record["ran"]["faces"] == "antelopev2"
+    assert record["ran"]["faces"].startswith("antelopev2 "), "a pack that nobody knows is told by its fingerprint"
     assert len(record["pose"][0]) == 64
     assert WARNING not in result.infotexts[0]
 
