@@ -49,9 +49,21 @@ class Accordion:
         return self.page.is_checked(f"{self.id}-visible-checkbox")
 
     def choose(self, *files: Path, number: int = 1) -> None:
-        with self.page.expect_file_chooser() as chooser:
-            self.page.click(f"{self.unit(number)}_strip .ipadapter-add")
-        chooser.value.set_files([str(file) for file in files])
+        """Through the file dialogue. A click is lost where the strip is drawn anew between press and release, on a busy
+        machine now and then; as people do, it is clicked again.
+        """
+        from playwright.sync_api import TimeoutError as TooLate
+
+        for last in (False, False, True):
+            try:
+                with self.page.expect_file_chooser(timeout=PATIENCE_MS / 2) as chooser:
+                    self.page.click(f"{self.unit(number)}_strip .ipadapter-add")
+            except TooLate:
+                if last:
+                    raise
+            else:
+                chooser.value.set_files([str(file) for file in files])
+                return
 
     def drop(self, *files: Path, number: int = 1) -> None:
         target = f"{self.unit(number)}_strip .ipadapter-strip"

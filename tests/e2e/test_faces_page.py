@@ -131,6 +131,7 @@ def test_a_click_beside_the_faces_chooses_the_nearest(faces, files):
     page, shown = faces.page, f"{faces.unit()}_preview .ipadapter-face-picture"
     faces.choose(files["group"])
     faces.wait_for_faces(3)
+    page.wait_for_selector(shown)  # drawn, and laid out
     width, height = page.eval_on_selector(shown, "shown => [shown.offsetWidth, shown.offsetHeight]")
     page.click(shown, position={"x": 0.96 * width, "y": 0.9 * height})
     page.wait_for_selector(f"{faces.unit()}_preview .ipadapter-face-chosen[aria-label^='Face 3 of 3']")
