@@ -10,7 +10,6 @@ import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from ..library.face_packs import FacePack
 from ..units.face_choice import FaceChoice
 from .cache import ResultCache
 from .features import Reference
+from .pools import ReleasedPool
 
 CROP_SIDE = 224
 """Side of the aligned crop that CLIP sees (tencent-ailab/IP-Adapter wiki, IP-Adapter-Face: norm_crop, 224)."""
@@ -68,7 +68,7 @@ class _Searched(NamedTuple):
     problem: str = ""
 
 
-class FacePool:
+class FacePool(ReleasedPool):
     """Analyses pictures with whatever pack each unit needs, holding one engine at a time.
 
     `analysed` counts the pictures that really went through an engine.
@@ -79,14 +79,6 @@ class FacePool:
         self._cache = cache
         self._loaded: tuple[str, FaceEngine] | None = None
         self.analysed = 0
-
-    def __enter__(self) -> FacePool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     def release(self) -> None:
         """Drop the engine; its sessions hold the models' weights."""

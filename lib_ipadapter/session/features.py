@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from ..library.errors import NotANumberError
 from ..library.spec import VisionEncoderSpec
 from ..units.images import open_picture
 from .cache import ResultCache
+from .pools import ReleasedPool
 
 
 class EncoderFile(NamedTuple):
@@ -61,7 +61,7 @@ class View(NamedTuple):
         return "pooled" if self.feature == "pooled" else "hidden"
 
 
-class EncoderPool:
+class EncoderPool(ReleasedPool):
     """Encodes pictures with whatever encoder each unit needs, holding one encoder at a time.
 
     `encoded` counts the squares that really went through an encoder.
@@ -74,14 +74,6 @@ class EncoderPool:
         self.device = host.device()
         self.dtype = host.dtype()
         self.encoded = 0
-
-    def __enter__(self) -> EncoderPool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     def release(self) -> None:
         """Drop the encoder and give the device's memory back."""
