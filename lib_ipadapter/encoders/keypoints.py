@@ -59,11 +59,7 @@ def fit_keypoints(keypoints: Keypoints, source: Size, canvas: Size, fit: Fit = "
 
     Raises: KeypointsError when a point falls outside the canvas.
     """
-    across, down = canvas[0] / source[0], canvas[1] / source[1]
-    if fit != "stretch":
-        across = down = max(across, down) if fit == "crop" else min(across, down)
-    left, top = (canvas[0] - source[0] * across) / 2, (canvas[1] - source[1] * down) / 2
-    found = _moved(keypoints, across, down, left, top)
+    found = cast(Keypoints, _moved(keypoints, *_fitting(source, canvas, fit)))
     advice = 'choose the fit "pad", or a picture in which the face is nearer to the middle' if fit == "crop" else ""
     check_inside(found, canvas, "canvas", advice)
     return found
@@ -76,13 +72,19 @@ def crop_keypoints(keypoints: Keypoints, box: Box, canvas: Size) -> Keypoints:
 
     Raises: KeypointsError when a point lies outside the crop, or the crop is empty.
     """
-    left, top, right, bottom = box
-    if right <= left or bottom <= top:
-        raise KeypointsError(f"The crop {_shown(box)} for the keypoints is empty.")
-    across, down = canvas[0] / (right - left), canvas[1] / (bottom - top)
-    found = _moved(keypoints, across, down, -left * across, -top * down)
+    found = cast(Keypoints, _moved(keypoints, *_cropping(box, canvas)))
     check_inside(found, canvas, "canvas", "mask the whole face, or raise the padding of the masked area")
     return found
+
+
+def fit_box(face: Box, source: Size, canvas: Size, fit: Fit = "crop") -> Box:
+    """Carry a face's box as `fit_keypoints` carries its points; it may reach beyond the canvas."""
+    return _moved_box(face, _fitting(source, canvas, fit))
+
+
+def crop_box(face: Box, box: Box, canvas: Size) -> Box:
+    """Carry a face's box as `crop_keypoints` carries its points; it may reach beyond the canvas."""
+    return _moved_box(face, _cropping(box, canvas))
 
 
 def check_inside(keypoints: Keypoints, size: Size, what: str, advice: str = "") -> None:
@@ -96,8 +98,30 @@ def check_inside(keypoints: Keypoints, size: Size, what: str, advice: str = "") 
             )
 
 
-def _moved(keypoints: Keypoints, across: float, down: float, left: float, top: float) -> Keypoints:
-    return cast(Keypoints, tuple((x * across + left, y * down + top) for x, y in keypoints))
+def _fitting(source: Size, canvas: Size, fit: Fit) -> tuple[float, float, float, float]:
+    """Canvas's pixels per the picture's, across and down, and where the picture's corner comes to lie."""
+    across, down = canvas[0] / source[0], canvas[1] / source[1]
+    if fit != "stretch":
+        across = down = max(across, down) if fit == "crop" else min(across, down)
+    return across, down, (canvas[0] - source[0] * across) / 2, (canvas[1] - source[1] * down) / 2
+
+
+def _cropping(box: Box, canvas: Size) -> tuple[float, float, float, float]:
+    """As `_fitting`. Raises: KeypointsError when the crop is empty."""
+    left, top, right, bottom = box
+    if right <= left or bottom <= top:
+        raise KeypointsError(f"The crop {_shown(box)} for the keypoints is empty.")
+    across, down = canvas[0] / (right - left), canvas[1] / (bottom - top)
+    return across, down, -left * across, -top * down
+
+
+def _moved(points: Sequence[Point], across: float, down: float, left: float, top: float) -> tuple[Point, ...]:
+    return tuple((x * across + left, y * down + top) for x, y in points)
+
+
+def _moved_box(face: Box, placing: tuple[float, float, float, float]) -> Box:
+    corner, opposite = _moved((face[:2], face[2:]), *placing)
+    return (*corner, *opposite)
 
 
 def _pairs(points: object) -> list[Point]:

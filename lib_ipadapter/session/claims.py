@@ -12,9 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..library.errors import IPAdapterError
+from ..units.face_choice import AUTO as AUTO_FACE
 from ..units.images import ImageStore
 from ..units.infotext import infotext_key, unit_to_infotext
-from ..units.regions import EVERYWHERE, is_picture
+from ..units.regions import AUTO, is_picture
 from ..units.unit import Unit
 from .passes import PassPlan, idle_sentences
 
@@ -35,7 +36,7 @@ class Claims:
             stored = [value for value in unit.images if store.has(value)]
             pose = [value for value in unit.pose if store.has(value)]
             inline = is_picture(unit.region) and not store.has(unit.region)
-            told = replace(unit, region=EVERYWHERE) if inline else unit
+            told = replace(unit, region=AUTO) if inline else unit
             p.extra_generation_params[infotext_key(number)] = unit_to_infotext(told, stored, {}, pose)
 
     def foretell(self, p: Any, plan: PassPlan) -> None:
@@ -76,7 +77,12 @@ class Claims:
             if one.identity is not None and one.number in nets:
                 file = one.identity.file
                 ran |= {"net": file.name, "net_hash": file.fingerprint[:10], "keypoints": one.identity.face.source}
-                pose = one.identity.pose_digests
+            if one.face is not None and (one.number in nets or one.number in plan.places):
+                pose = (one.face.photo,) if one.face.photo else ()
+                if one.face.place and one.unit.pose_face == AUTO_FACE:
+                    ran["pose_face"] = one.face.place
+            if one.number in plan.places:
+                ran["region"] = plan.places[one.number]
             unit = one.unit if one.region is None else replace(one.unit, region=one.region.text)
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(unit, one.digests, ran, pose)
 

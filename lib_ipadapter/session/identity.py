@@ -13,20 +13,15 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..core.masks import PIXELS_PER_LATENT
 from ..core.residuals import UnitResiduals
 from ..encoders.keypoint_map import as_hint, draw_keypoints
-from ..encoders.keypoints import Size
 from ..hosts.controlnet_units import enabled_models
 from ..hosts.identity_nets import HostNet
 from ..library.errors import UnsupportedHostStateError
-from ..units.images import ImageStore
 from ..units.unit import Unit
-from .faces import FacePool
-from .features import Reference
 from .identity_files import NAME_PART, IdentityFile
 from .identity_unit import PreparedIdentity, net_window
-from .keypoints import Frame, find_keypoints, frame_of, lay, read_pose
+from .keypoints import FaceKeypoints, Frame, first_canvas, frame_of, lay
 from .models import Choice
 from .prepare import PreparedUnit
 from .regions import Canvas
@@ -45,28 +40,17 @@ class JobNets:
         self.maps: dict[str, Image.Image] = {}
 
     def prepare(
-        self,
-        p: Any,
-        unit: Unit,
-        choice: Choice,
-        context: Tensor,
-        references: Sequence[Reference],
-        faces: FacePool,
-        store: ImageStore,
+        self, p: Any, unit: Unit, choice: Choice, context: Tensor, face: FaceKeypoints
     ) -> PreparedIdentity:
-        """Find the keypoints, see that they lie in the picture, and read the net.
+        """See that the face's keypoints lie in the picture, and read the net.
 
-        Raises: KeypointsError, NoFaceError, BadUnitError, AdapterFileError, MissingPackageError.
+        Raises: KeypointsError, AdapterFileError, MissingPackageError.
         """
         assert choice.net is not None
-        pose = read_pose(unit, store)
-        face = find_keypoints(unit, choice.require_pack(), references, pose, faces)
-        frame = frame_of(p)
-        canvas = _first_canvas(p)
-        draw_keypoints([lay(face, frame, canvas, unit.fit)], canvas)
-        digests = (pose.digest,) if pose is not None else ()
+        canvas = first_canvas(p)
+        draw_keypoints([lay(face, frame_of(p), canvas, unit.fit)], canvas)
         self._tell_of_doubles(p)
-        return PreparedIdentity(choice.net, self._load(p, choice.net), face, context, digests)
+        return PreparedIdentity(choice.net, self._load(p, choice.net), face, context)
 
     def enter(
         self,
@@ -152,8 +136,3 @@ class JobNets:
                 f"The ControlNet extension runs InstantID as well ({', '.join(doubles)}), so the identity is applied "
                 "twice: switch those ControlNet units off, or this unit."
             )
-
-
-def _first_canvas(p: Any) -> Size:
-    """The canvas of the pass that comes first: the hosts sample at the asked size, in whole latents."""
-    return (p.width // PIXELS_PER_LATENT * PIXELS_PER_LATENT, p.height // PIXELS_PER_LATENT * PIXELS_PER_LATENT)

@@ -23,7 +23,6 @@ class PreparedIdentity:
     held: HostNet = field(repr=False)
     face: FaceKeypoints
     context: Tensor = field(repr=False)
-    pose_digests: tuple[str, ...] = ()
 
 
 def wants_net(unit: Unit, spec: AdapterSpec) -> bool:

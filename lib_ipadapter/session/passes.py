@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..core.attach import AttachmentScope, ReadCall, UnitAttention, attach
 from ..core.identity_fit import fit_to_unet
@@ -14,15 +14,15 @@ from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
 from ..core.masks import is_nowhere
 from ..core.residuals import UNetResiduals
 from ..core.weighting import layer_weights
-from ..hosts.crops import sampled_crop
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
 from .identity import JobNets
 from .identity_unit import net_window
 from .loras import JobLoras, PassLoras
+from .people import draw_masks
 from .planning import base_of
-from .prepare import PreparedUnit
-from .regions import Canvas, draw_region
+from .prepare import PreparedUnit, order_of_sums
+from .regions import Canvas
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,13 @@ class PassPlan:
     """The job's prepared units, LoRAs and nets, and the numbers of the units that were in a pass, and acted, so far.
 
     `net_acted` are those whose IdentityNet acted, which counts as acting too. `outside` has those that were left out of
-    a pass because no part of their region was sampled in it.
+    a pass because no part of their region was sampled in it. `places` are the regions that follow from faces, in words.
     """
 
     units: tuple[PreparedUnit, ...]
     loras: JobLoras
     nets: JobNets
+    places: Mapping[int, str] = field(default_factory=dict)
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
     net_acted: set[int] = field(default_factory=set)
@@ -119,7 +120,9 @@ def attach_pass(
             warn(f"Unit {unit.number} was off in a pass that it does not fit. {error}")
         else:
             fitting.append(unit)
-    masks = _draw_masks(p, fitting, canvas)
+    # Sums in floating point depend on their order: whichever unit comes first, the picture is the same to the last bit.
+    fitting.sort(key=order_of_sums)
+    masks = draw_masks(p, plan.units, fitting, canvas)
     plan.outside.update(number for number, mask in masks.items() if is_nowhere(mask))
     fitting = [unit for unit in fitting if not is_nowhere(masks.get(unit.number))]
     attentions = [
@@ -143,15 +146,6 @@ def attach_pass(
         plan.nets.leave()
         raise
     return PassAttachment(unet, scope, plan, fitting, loras)
-
-
-def _draw_masks(p: Any, units: Sequence[PreparedUnit], canvas: Canvas | None) -> dict[int, Tensor]:
-    """The regions of those units that have one, by the units' numbers, on the pass's canvas."""
-    confined = [(unit.number, unit.region) for unit in units if unit.region is not None]
-    if not confined:
-        return {}
-    crop = sampled_crop(p)
-    return {number: draw_region(region, canvas, crop) for number, region in confined}
 
 
 def _layers_for(unit: PreparedUnit) -> str:

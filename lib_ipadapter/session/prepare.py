@@ -18,12 +18,14 @@ from ..core.adapter import LayerKV, load_adapter
 from ..core.schedule import Window
 from ..encoders.squares import Framing
 from ..library.errors import BadImageError
+from ..units.fields import FIELDS, REGION
 from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
 from .faces import FacePool
 from .features import EncoderPool, Reference, View, require_finite
 from .identity_unit import PreparedIdentity
+from .keypoints import FaceKeypoints
 from .loras import LoraRequest
 from .models import Choice
 from .preferences import INSTANTID
@@ -41,8 +43,8 @@ class PreparedUnit:
     """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
 
     `notes` are sentences about the pictures that the user should see with the result; `region` is None where the unit
-    acts everywhere. `tokens` (2, T, D), prompt and negative, are kept where IdentityNet needs them, and `identity` is
-    what it needs beside them.
+    acts everywhere, or where `face`, an InstantID unit's on the canvas, says (`session.people`). `tokens` (2, T, D),
+    prompt and negative, are kept where IdentityNet needs them, and `identity` is what it needs beside them.
     """
 
     number: int
@@ -54,6 +56,7 @@ class PreparedUnit:
     notes: tuple[str, ...] = ()
     region: ReadyRegion | None = None
     tokens: Tensor | None = field(default=None, repr=False)
+    face: FaceKeypoints | None = None
     identity: PreparedIdentity | None = None
 
     @property
@@ -134,6 +137,14 @@ def _work(squares: int, pictures: int) -> str:
     done = [f"{n} {what}{'' if n == 1 else 's'} {how}" for n, what, how in
             ((pictures, "picture", "analysed"), (squares, "square", "encoded")) if n]  # fmt: skip
     return ", ".join(done) or "projected anew"
+
+
+def order_of_sums(one: PreparedUnit) -> tuple[object, ...]:
+    """What to sort a job's units by, so that their order says nothing: what they are, without their numbers."""
+    unit, face = one.unit, one.face
+    region = one.region.text if one.region is not None else unit.region
+    settings = (getattr(unit, spec.name) for spec in FIELDS if spec.kind != "images" and spec is not REGION)
+    return (one.choice.fingerprint, one.digests, region, face.points if face is not None else (), *settings)
 
 
 def lora_request(prepared: PreparedUnit) -> LoraRequest:

@@ -20,7 +20,7 @@ from .identity_fields import (
     POSE_FACE,
     SHOW_MAP,
 )
-from .regions import EVERYWHERE, PRESETS
+from .regions import AUTO, BY_FACE, PRESETS
 
 ENABLED: FieldSpec[bool] = FieldSpec(
     name="enabled",
@@ -177,12 +177,13 @@ REGION: FieldSpec[str] = FieldSpec(
     name="region",
     label="Region",
     kind="region",
-    default=EVERYWHERE,
-    help="Where in the picture the reference acts: a part by its name, a box x,y,width,height as fractions from the "
-    "top left corner (0,0,0.5,1 is the left half), or a drawn picture, stretched over the whole one, whose white parts "
-    "act; inpainting the masked area only, it is still a part of the whole picture, and a FaceID adapter's LoRA has no "
-    "region.",
-    choices=tuple((name, label) for name, (label, _) in PRESETS.items()),
+    default=AUTO,
+    help="Where in the picture the reference acts: auto is everywhere, but around each one's face where several "
+    "InstantID units show faces; face is around this InstantID unit's face, hair and chin included; a part by its "
+    "name; a box x,y,width,height as fractions from the top left corner (0,0,0.5,1 is the left half); or a drawn "
+    "picture, stretched over the whole one, whose white parts act; inpainting the masked area only, it is still a part "
+    "of the whole picture, and a FaceID adapter's LoRA has no region.",
+    choices=(*BY_FACE.items(), *((name, label) for name, (label, _) in PRESETS.items())),
 )
 FEATHER: FieldSpec[float] = FieldSpec(
     name="feather",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .face_choice import AUTO
 from .field_spec import FieldSpec
 
 IDENTITY_NET: FieldSpec[str] = FieldSpec(
@@ -57,9 +58,10 @@ KEYPOINTS: FieldSpec[str] = FieldSpec(
     label="Keypoints",
     kind="keypoints",
     default="auto",
-    help="Where the face's place and turn come from: auto is the pose photo where there is one and else the reference, "
-    "none leaves them to the prompt (IdentityNet does not run), and five points [[x,y],…] are eyes, nose and mouth "
-    "corners, left in the picture first, in pixels of the picture to be made or as fractions of it.",
+    help="Where the face's place and turn come from: auto is the unit's pose photo where it has one and else the "
+    "reference, pose is its own pose photo or that of the first InstantID unit that has one, none leaves them to the "
+    "prompt (IdentityNet does not run), and five points [[x,y],…] are eyes, nose and mouth corners, left in the picture "
+    "first, in pixels of the picture to be made or as fractions of it.",
 )
 NO_POSE: tuple[str, ...] = ()
 POSE: FieldSpec[tuple[str, ...]] = FieldSpec(
@@ -73,9 +75,10 @@ POSE: FieldSpec[tuple[str, ...]] = FieldSpec(
 POSE_FACE: FieldSpec[str] = FieldSpec(
     name="pose_face",
     label="Pose photo's face",
-    kind="face",
-    default="largest",
-    help="Which face of the pose photo counts, in the same words as for the references.",
+    kind="one_face",
+    default=AUTO,
+    help="Which face of the pose photo counts, in the same words as for the references; auto is the largest, but where "
+    "several units have the same photo they take its faces from left to right, leaving out those chosen otherwise.",
 )
 FIT: FieldSpec[str] = FieldSpec(
     name="fit",

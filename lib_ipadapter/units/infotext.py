@@ -4,11 +4,11 @@ The object holds the fields that differ from their defaults (a region's picture 
 SHA-256 digests of the reference files and of the pose photo's, whole, so that the store finds the pictures again and
 another machine can tell which were used) and `ran`, what acted that is no field: `file`, the adapter found for "auto",
 its `hash`, the `encoder`, and of a person `faces`, the face pack, `lora`, which LoRA was on and how strong, and `net`,
-`net_hash` and `keypoints`, the IdentityNet and whose keypoints it was shown. `session.claims` writes it when the units
-are ready and again after they have run; `webui` reads it on paste. A unit's identity score has a key of its own
-(`session.scoring`), which is not read. The host quotes a value that holds a comma, colon or line break with
-`json.dumps` and unquotes it with `json.loads` before handing it over (A1111, modules/infotext_utils.py: quote,
-unquote); both forms are read.
+`net_hash` and `keypoints`, the IdentityNet and whose keypoints it was shown, `pose_face` ("2 of 3") where a face was
+given out, and `region` where that followed from faces. `session.claims` writes it when the units are ready and again
+after they have run; `webui` reads it on paste. A unit's identity score has a key of its own (`session.scoring`), which
+is not read. The host quotes a value that holds a comma, colon or line break with `json.dumps` and unquotes it with
+`json.loads` before handing it over (A1111, modules/infotext_utils.py: quote, unquote); both forms are read.
 """
 
 from __future__ import annotations

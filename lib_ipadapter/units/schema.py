@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .face_choice import FACE_PATTERN, MAX_FACE_TEXT
+from .face_choice import FACE_PATTERN, MAX_FACE_TEXT, ONE_FACE_PATTERN
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
 from .keypoint_text import COUNT, MAX_COORDINATE, SOURCES
@@ -90,4 +90,6 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":
             form.update(pattern=FACE_PATTERN, maxLength=MAX_FACE_TEXT)
+        elif spec.kind == "one_face":
+            form.update(pattern=ONE_FACE_PATTERN)
     return form

@@ -16,7 +16,7 @@ import gradio as gr
 from PIL import Image
 
 from ..library.errors import BadImageError, IPAdapterError
-from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
+from ..units.face_choice import FaceChoice, choice_for, parse_face_choices, parse_one_face
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
 from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
@@ -80,9 +80,9 @@ class Services(Protocol):
         ...
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+        self, photo: tuple[str, str, FaceChoice | None], adapter: str, intent: str, *, analyse: bool
     ) -> KeypointMap:
-        """The map of a photo's chosen face, as `faces` sees it."""
+        """The map of a photo's chosen face, as `faces` sees it; of all its faces where units share them out (None)."""
         ...
 
     def preview(
@@ -184,13 +184,13 @@ class Events:
 
     def _photo_of_map(
         self, references: str, face: str, pose: str, keypoints: str, pose_face: str
-    ) -> tuple[str, str, FaceChoice] | None:
+    ) -> tuple[str, str, FaceChoice | None] | None:
         """The photo whose face gives the keypoints, what it is called and which face counts; None where none does."""
 
-        def look() -> tuple[str, str, FaceChoice] | None:
+        def look() -> tuple[str, str, FaceChoice | None] | None:
             source, poses, items = KEYPOINTS.parse(keypoints), POSE.parse(pose), IMAGES.parse(references)
             if poses and source in ("auto", "pose"):
-                found = (poses[0], "the pose photo", parse_face_choices(POSE_FACE.parse(pose_face))[0])
+                found = (poses[0], "the pose photo", parse_one_face(POSE_FACE.parse(pose_face)))
             elif items and source in ("auto", "reference"):
                 found = (items[0], "reference 1", choice_for(parse_face_choices(FACE.parse(face)), 0))
             else:
@@ -200,7 +200,7 @@ class Events:
         return attempt(look, None)[0]
 
     def draw_map(
-        self, photo: tuple[str, str, FaceChoice] | None, adapter: str, intent: str, *, analyse: bool
+        self, photo: tuple[str, str, FaceChoice | None] | None, adapter: str, intent: str, *, analyse: bool
     ) -> tuple[str, int]:
         """The map of that photo's face, and how many photos are still to be analysed for it."""
         if photo is None:
@@ -211,6 +211,7 @@ class Events:
 
         found, problem = attempt(look, NO_MAP)
         html = map_html(found.source, photo[1]) if found.source else ""
+        html += message_line(found.note, error=False) if found.note else ""
         return html + (message_line(problem or found.problem) if problem or found.problem else ""), found.pending
 
     def draw_pose(self, pose: str) -> str:

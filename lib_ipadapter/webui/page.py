@@ -112,9 +112,13 @@ class PageServices:
         return FacePreview(pictures, choice.encoder is not None, notes)
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+        self, photo: tuple[str, str, FaceChoice | None], adapter: str, intent: str, *, analyse: bool
     ) -> KeypointMap:
-        """The map of a photo's chosen face; empty while `explain` says what is missing. Raises: IPAdapterError."""
+        """The map of a photo's chosen face, of all its faces where none is chosen; empty while `explain` says what is
+        missing.
+
+        Raises: IPAdapterError.
+        """
         try:
             choice = services().models.choose(adapter, intent, [loaded_base()])
         except IPAdapterError:
@@ -122,8 +126,9 @@ class PageServices:
         if choice.pack is None:
             return NO_MAP
         try:
-            seen = face_looks().pictures(choice.pack, [AskedPicture(*photo)], self.store(), analyse=analyse)
-            return map_of(seen[0])
+            asked = AskedPicture(photo[0], photo[1], photo[2] or FaceChoice())
+            seen = face_looks().pictures(choice.pack, [asked], self.store(), analyse=analyse)
+            return map_of(seen[0], everybody=photo[2] is None)
         except Exception as error:
             raise as_named(error, "Drawing the keypoints") from None
 

@@ -234,7 +234,7 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         component = gr.Dropdown(choices=choices, value=spec.default, allow_custom_value=True, **common)
     else:
         common["elem_classes"] += ["ipadapter-hidden"] if spec.kind == "images" else []
-        component = gr.Textbox(value=spec.default if spec.kind in ("face", "keypoints") else "", **common)
+        component = gr.Textbox(value=spec.default if spec.kind in ("face", "one_face", "keypoints") else "", **common)
     return keep_out_of_ui_config(with_tooltip(component, spec.help))
 
 

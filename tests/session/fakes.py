@@ -145,6 +145,8 @@ class FakeLora:
 class FakeProcessing:
     """`p`: its class has `sample`, which calls the job's callbacks as a host does and then the UNet."""
 
+    width = height = 64
+
     def __init__(self, host: FakeHost, steps: int = 2) -> None:
         self.host, self.steps = host, steps
         self.extra_generation_params: dict[str, Any] = {}

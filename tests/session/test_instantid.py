@@ -261,8 +261,7 @@ def test_a_region_holds_for_both_halves(run: Run, unet: nn.Module, prepared: lis
 def test_a_region_that_is_not_sampled_leaves_both_halves_out(run: Run) -> None:
     picture = Image.new("RGB", (200, 100))
     masked = {
-        "mask_for_overlay": Image.new("L", picture.size), "image_mask": Image.new("L", picture.size),
-        "init_images": [picture], "paste_to": (100, 20, 80, 80), "inpaint_full_res": True,
+        "image_mask": picture, "init_images": [picture], "paste_to": (100, 20, 80, 80), "inpaint_full_res": True,
     }  # fmt: skip
     points = json.dumps([[120, 40], [150, 40], [135, 55], [122, 75], [150, 75]])
     plain = run()[1]
@@ -313,7 +312,7 @@ def test_the_net_has_its_own_window_and_may_serve_the_prompt_alone(run: Run) -> 
 
 def test_two_units_share_one_net_and_their_residuals_add_up(run: Run) -> None:
     given = [[20, 20], [40, 22], [30, 32], [22, 44], [40, 44]]
-    one, other = {}, {"keypoints": json.dumps(given)}
+    one, other = {"region": "everywhere"}, {"keypoints": json.dumps(given), "region": "everywhere"}
     assert_same(run(one, other)[1][0], run(other, one)[1][0])
     p, _ = run(one, other)
     assert len(p.host.nets) == 3, "a job reads a file once"
@@ -322,7 +321,7 @@ def test_two_units_share_one_net_and_their_residuals_add_up(run: Run) -> None:
 def test_the_map_is_shown_on_request(run: Run) -> None:
     from types import SimpleNamespace
 
-    p, _ = run({"show_map": True}, {"show_map": False})
+    p, _ = run({"show_map": True, "region": "everywhere"}, {"show_map": False, "region": "everywhere"})
     result = SimpleNamespace(images=[], infotexts=[], comments="")
     p.job.finish(result)
     assert [image.size for image in result.images] == [(SIZE, SIZE)]
@@ -333,7 +332,7 @@ def test_the_map_is_shown_on_request(run: Run) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "says"),
     [
-        ({"keypoints": "pose"}, BadUnitError, "no pose photo"),
+        ({"keypoints": "pose"}, BadUnitError, "has a pose photo"),
         ({"pose": (NOBODY,)}, NoFaceError, "the pose photo"),
         ({"pose": (POSE,), "pose_face": "3", "fit": "pad"}, NoFaceError, "the pose photo"),
         ({"keypoints": "[[1,1],[2,1],[3,3],[4,4],[900,5]]"}, KeypointsError, "900"),
@@ -392,8 +391,9 @@ def test_an_instantid_unit_of_the_controlnet_extension_is_told_of(run: Run) -> N
 
 
 def test_only_masked_maps_the_points_into_the_crop(run: Run, unet: nn.Module, folder: Path, prepared: Any) -> None:
+    picture = Image.new("RGB", (200, 100))
     masked = {
-        "mask_for_overlay": Image.new("L", (200, 100)), "paste_to": (100, 20, 80, 80), "inpaint_full_res": True,
+        "image_mask": picture, "init_images": [picture], "paste_to": (100, 20, 80, 80), "inpaint_full_res": True,
     }  # fmt: skip
     points = [[120, 40], [150, 40], [135, 55], [122, 75], [150, 75]]
     _, ours = run({"keypoints": json.dumps(points)}, **masked)
@@ -402,7 +402,9 @@ def test_only_masked_maps_the_points_into_the_crop(run: Run, unet: nn.Module, fo
     with pytest.raises(KeypointsError, match=r"masked.*mask the whole face"):
         run({"keypoints": json.dumps([[10, 10], *points[1:]])}, **masked)
     whole = [[10, 10], *[[x / 4, y / 2] for x, y in points[1:]]]
-    run({"keypoints": json.dumps(whole)}, **(masked | {"paste_to": None}))
+    run({"keypoints": json.dumps(whole)}, **(masked | {"inpaint_full_res": False}))
+    with pytest.raises(UnsupportedHostStateError, match="does not say where"):
+        run({"keypoints": json.dumps(whole)}, **(masked | {"paste_to": None}))
 
 
 def test_nets_are_let_go_after_the_job_and_after_a_failure(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

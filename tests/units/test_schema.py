@@ -21,6 +21,8 @@ GOOD = [
     {"s_scale": 2.5},
     {"face": "1000"},
     {"region": "left third", "feather": 0.2},
+    {"region": "face", "pose_face": "auto"},
+    {"region": "auto", "pose_face": "@0.5,0.25"},
     {"region": "0.1, .2,0.5,0.8"},
     {"region": "sha256:" + "a" * 64, "feather": 0},
     {"region": "data:image/png;base64,AAAA"},
@@ -40,6 +42,8 @@ BAD = [
     {"face": "@1.5,0"},
     {"face": "largest 2"},
     {"region": "leftish"},
+    {"pose_face": "1;2"},
+    {"pose_face": "first"},
     {"region": "0.1,0.2,0.5"},
     {"region": "0.1,0.2,0.5,1.5"},
     {"region": "sha256:12"},
@@ -96,5 +100,5 @@ def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
 def test_the_table_is_well_formed_markdown() -> None:
     lines = markdown_table().splitlines()
     assert {line.replace("\\|", "").count("|") for line in lines} == {6}
-    assert "| `region` | Region | everywhere, left, right," in markdown_table()
+    assert "| `region` | Region | auto, face, everywhere, left, right," in markdown_table()
     assert "| `weight` | Weight | a number from -1 to 3 | `0.8` |" in markdown_table()

@@ -120,15 +120,16 @@ def reference(prompting: Prompting, job: dict[str, Any]) -> list[Tensor]:
 
 def find(prompting: Prompting, unit: Any) -> Any:
     from lib_ipadapter.session.faces import FacePool
-    from lib_ipadapter.session.keypoints import find_keypoints, read_pose
+    from lib_ipadapter.session.keypoints import find_keypoints
     from lib_ipadapter.session.prepare import read_references
+    from lib_ipadapter.session.seats import Seating
     from lib_ipadapter.webui.process import services
 
     given = services()
     store = given.store()
     with FacePool(given.host, given.cache) as faces:
-        pose = read_pose(unit.unit, store)
-        return find_keypoints(unit.unit, unit.choice.pack, read_references(unit.unit, store), pose, faces)
+        seat = Seating([(one.number, one.unit) for one in prompting.prepared], store).seat(unit.number)
+        return find_keypoints(unit.unit, unit.choice.pack, read_references(unit.unit, store), seat, faces)
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -158,8 +159,8 @@ def test_other_checkpoints(prompting: Prompting, kind: str) -> None:
 
 def test_a_pose_photo_and_two_people(prompting: Prompting) -> None:
     units = (
-        {**UNIT, "pose": [POSE], "pose_face": "1", "weight": 0.5},
-        {**UNIT, "images": [BERT], "pose": [POSE], "pose_face": "2", "weight": 0.5},
+        {**UNIT, "pose": [POSE], "pose_face": "1", "weight": 0.5, "region": "everywhere"},
+        {**UNIT, "images": [BERT], "pose": [POSE], "pose_face": "2", "weight": 0.5, "region": "everywhere"},
     )
     prompting.run(*units)
     ours = list(prompting.latents)
@@ -297,7 +298,7 @@ def test_the_preview_draws_the_map_once_the_photo_was_analysed(prompting: Prompt
     from lib_ipadapter.webui.page import PageServices
 
     photo = (as_base64(portrait(9)), "reference 1", FaceChoice())
-    assert PageServices().keypoint_map(photo, "auto", "instantid", analyse=False) == ("", 1, "")
+    assert PageServices().keypoint_map(photo, "auto", "instantid", analyse=False) == ("", 1, "", "")
     drawn = PageServices().keypoint_map(photo, "auto", "instantid", analyse=True)
     assert drawn.source.startswith("data:image/png;base64,")
     assert (drawn.pending, drawn.problem) == (0, "")

@@ -160,11 +160,11 @@ def test_an_adapter_outside_the_list_survives_the_page(build):
     assert adapter.allow_custom_value
 
 
-@pytest.mark.parametrize("text", ["Left third", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
+@pytest.mark.parametrize("text", ["Left third", "Face", "Everywhere", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
 def test_a_region_is_chosen_or_typed(build, text):
     values, inputs = values_of(build()), build().inputs
     place = next(place for place, one in enumerate(inputs) if (one.elem_id or "").endswith("unit1_region"))
-    assert values[place] == "Everywhere"
+    assert values[place] == "Auto"
     values[place] = inputs[place].preprocess(text)
     assert parse_args([True, *values[1:]], UNITS).units[0].region == text.lower()
 
