@@ -60,8 +60,8 @@ KEYPOINTS: FieldSpec[str] = FieldSpec(
     default="auto",
     help="Where the face's place and turn come from: auto is the unit's pose photo where it has one and else the "
     "reference, pose is its own pose photo or that of the first InstantID unit that has one, none leaves them to the "
-    "prompt (IdentityNet does not run), and five points [[x,y],…] are eyes, nose and mouth corners, left in the picture "
-    "first, in pixels of the picture to be made or as fractions of it.",
+    "prompt (IdentityNet does not run), and five points [[x,y],…] are eyes, nose and mouth corners, left in the "
+    "picture first, in pixels of the picture to be made or as fractions of it.",
 )
 NO_POSE: tuple[str, ...] = ()
 POSE: FieldSpec[tuple[str, ...]] = FieldSpec(

@@ -256,13 +256,13 @@ def test_of_several_detectors_the_one_that_is_known_best_counts(published: Publi
     put(tmp_path / "fixed.onnx", detector(size=(640, 640)))
     put(tmp_path / "rec.onnx", published.buffalo)
     assert "det_10g.onnx" in refusal([tmp_path], "buffalo_l")
-    for name, model, note in (
+    for name, raw, note in (
         ("aaa.onnx", detector(seed=7.0), "taken for buffalo_l's detector by what goes in"),
         ("buffalo_l/x.onnx", detector(seed=8.0), "x.onnx"),
         ("scrfd_10g_bnkps.onnx", detector(seed=9.0), "scrfd_10g_bnkps.onnx"),
         ("zzz.onnx", published.det, ""),
     ):
-        path = put(tmp_path / name, model)
+        path = put(tmp_path / name, raw)
         pack = find_face_pack([tmp_path], "buffalo_l")
         assert pack.detector.path == path
         assert note in pack.note

@@ -73,11 +73,10 @@ class Attached:
 
     def people(self, *, masked: bool) -> list[tuple[UnitAttention, UnitResiduals]]:
         found = []
-        for attention, residuals in zip(self.attention, self.residuals, strict=True):
-            attention = attention._replace(kv=dict(attention.kv))
-            found.append((attention, residuals) if masked else (
-                attention._replace(mask=None), residuals._replace(mask=None)
-            ))  # fmt: skip
+        for kept, residuals in zip(self.attention, self.residuals, strict=True):
+            attention = kept._replace(kv=dict(kept.kv))
+            everywhere = attention._replace(mask=None), residuals._replace(mask=None)
+            found.append((attention, residuals) if masked else everywhere)
         return found
 
 

@@ -336,3 +336,9 @@ def test_the_map_is_of_the_photo_that_gives_the_keypoints(page):
         )
         assert [asked for asked in page.services.asked if asked.startswith("map")] == expected
         assert f'data-pending="{len(expected)}"' in drawn[0]
+
+
+def test_the_map_is_of_everybody_where_units_share_a_photo(page):
+    pose = page.events.add_pose(sent(write_picture(page.folder, "b.png", (1, 2, 3))), "")[1]
+    page.events.draw(1, "1", "", "Centre", "auto", "InstantID", "best", "auto", pose, "auto", "auto")
+    assert "map of the pose photo, face None" in page.services.asked

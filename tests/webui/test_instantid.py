@@ -302,5 +302,10 @@ def test_the_preview_draws_the_map_once_the_photo_was_analysed(prompting: Prompt
     drawn = PageServices().keypoint_map(photo, "auto", "instantid", analyse=True)
     assert drawn.source.startswith("data:image/png;base64,")
     assert (drawn.pending, drawn.problem) == (0, "")
+    group = PageServices().keypoint_map((POSE, "the pose photo", None), "auto", "instantid", analyse=True)
+    alone = PageServices().keypoint_map((POSE, "the pose photo", FaceChoice()), "auto", "instantid", analyse=True)
+    assert "2 faces" in group.note
+    assert not alone.note
+    assert group.source != alone.source
     nobody = PageServices().keypoint_map((NOBODY, "the pose photo", FaceChoice()), "auto", "instantid", analyse=True)
     assert "No face" in nobody.problem

@@ -1,4 +1,4 @@
-"""Several people through the API of the stand-in host: who stands where, in each pass, and what each one's part gets."""
+"""Several people through the API of the stand-in host: who stands where in each pass, and what each one's part gets."""
 
 from __future__ import annotations
 
