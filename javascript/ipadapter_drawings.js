@@ -67,6 +67,7 @@ const ipadapterDrawings = (() => {
                 markFaces(unit);
                 ipadapterPage.restoreFocus(unit);
                 ipadapterFaces.restoreFocus(unit);
+                ipadapterAdvice.refresh();
                 return Number(parts[0].pending);
             }
             await pause(30);

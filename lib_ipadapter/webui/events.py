@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import gradio as gr
 from PIL import Image
 
-from ..library.errors import BadImageError, IPAdapterError
+from ..library.errors import BadImageError
+from ..session.advice import Advice
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
-from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE, POSE_FACE
+from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
+from .attempts import attempt
 from .face_html import FacePreview, face_preview_html
-from .keypoint_looks import NO_MAP, KeypointMap
+from .identity_part import NO_PART, MapFields, identity_part
+from .keypoint_looks import KeypointMap
 from .looks import Looks
-from .strip import NO_DRAWING, Drawing, map_html, message_line, pose_html, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
 FOLLOWS_UP = "+"
 NO_NET = "none"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
-T = TypeVar("T")
 
 
 class Services(Protocol):
@@ -66,6 +68,10 @@ class Services(Protocol):
         """
         ...
 
+    def advice(self) -> Advice:
+        """What helps InstantID with the loaded checkpoint."""
+        ...
+
     def knows_identity(self, adapter: str, intent: str) -> bool:
         """Whether the adapter that a unit will use is fed by faces, also where what feeds it is missing."""
         ...
@@ -94,14 +100,6 @@ class Services(Protocol):
     def host_notice(self) -> str:
         """Why the extension cannot work on this host at all, or an empty string; cheap."""
         ...
-
-
-def attempt(call: Callable[[], T], otherwise: T) -> tuple[T, str]:
-    """The call's answer and no sentence, or `otherwise` and the sentence of the named error that it raised."""
-    try:
-        return call(), ""
-    except IPAdapterError as error:
-        return otherwise, str(error)
 
 
 class Events:
@@ -172,58 +170,15 @@ class Events:
         with_net, _ = attempt(
             lambda: self._services.is_instantid(ADAPTER.parse(adapter), INTENT.parse(intent)), False
         )
+        part = NO_PART
         if with_net:
-            asked = self._photo_of_map(references, face, pose, keypoints, pose_face)
-            drawn, more = self.draw_map(asked, adapter, intent, analyse=turn.endswith(FOLLOWS_UP))
-            preview, pending = preview + self.draw_pose(pose) + drawn, pending + more
+            given = MapFields(references, face, pose, keypoints, pose_face)
+            part = identity_part(self._services, given, adapter, intent, analyse=turn.endswith(FOLLOWS_UP))
         return (
-            self.draw_strip(number, references, Drawing(turn, with_faces, pending, with_net)),
-            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
-            self.explain(adapter, intent, identity_net),
+            self.draw_strip(number, references, Drawing(turn, with_faces, pending + part.pending, with_net)),
+            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}{part.preview}</div>',
+            self.explain(adapter, intent, identity_net) + part.advice,
         )
-
-    def _photo_of_map(
-        self, references: str, face: str, pose: str, keypoints: str, pose_face: str
-    ) -> tuple[str, str, FaceChoice] | None:
-        """The photo whose face gives the keypoints, what it is called and which face counts; None where none does."""
-
-        def look() -> tuple[str, str, FaceChoice] | None:
-            source, poses, items = KEYPOINTS.parse(keypoints), POSE.parse(pose), IMAGES.parse(references)
-            if poses and source in ("auto", "pose"):
-                found = (poses[0], "the pose photo", parse_face_choices(POSE_FACE.parse(pose_face))[0])
-            elif items and source in ("auto", "reference"):
-                found = (items[0], "reference 1", choice_for(parse_face_choices(FACE.parse(face)), 0))
-            else:
-                return None
-            return found if self._is_there(found[0]) else None
-
-        return attempt(look, None)[0]
-
-    def draw_map(
-        self, photo: tuple[str, str, FaceChoice] | None, adapter: str, intent: str, *, analyse: bool
-    ) -> tuple[str, int]:
-        """The map of that photo's face, and how many photos are still to be analysed for it."""
-        if photo is None:
-            return "", 0
-
-        def look() -> KeypointMap:
-            return self._services.keypoint_map(photo, ADAPTER.parse(adapter), INTENT.parse(intent), analyse=analyse)
-
-        found, problem = attempt(look, NO_MAP)
-        html = map_html(found.source, photo[1]) if found.source else ""
-        return html + (message_line(problem or found.problem) if problem or found.problem else ""), found.pending
-
-    def draw_pose(self, pose: str) -> str:
-        """The pose photo, small; nothing where there is none."""
-
-        def look() -> str:
-            chosen = POSE.parse(pose)
-            if not chosen:
-                return ""
-            return pose_html(self._services.looks().thumbnail(chosen[0], POSE.label, self._services.store()))
-
-        html, problem = attempt(look, "")
-        return html + (message_line(problem) if problem else "")
 
     def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""

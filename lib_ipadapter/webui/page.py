@@ -17,7 +17,7 @@ from ..library.checkpoints import checkpoint_base
 from ..library.companions import published_companions
 from ..library.errors import IPAdapterError
 from ..library.spec import AdapterSpec, base_title
-from ..session.advice import instantid_advice
+from ..session.advice import Advice, instantid_advice
 from ..session.faces import misfits
 from ..session.failures import as_named
 from ..session.identity_files import NONE, Fit
@@ -60,7 +60,7 @@ class PageServices:
 
     def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack;
-        for InstantID, its other half and advice.
+        for InstantID, its other half.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
@@ -69,11 +69,14 @@ class PageServices:
             return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
         choice = services().models.choose(adapter, intent, [base])
         more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
-        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more), *instantid_advice(choice)]
+        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
         if choice.spec.kind == INSTANTID and identity_net.strip().lower() != NONE:
             net = services().models.identity_net(identity_net, choice, _loaded_fit())
             lines.insert(1, f"IdentityNet: {net.name}")
         return lines
+
+    def advice(self) -> Advice:
+        return instantid_advice(loaded_base())
 
     def controlnet_names(self) -> list[str]:
         return services().models.controlnet_names()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_ipadapter.session.advice import Advice, instantid_advice
 from lib_ipadapter.units.fields import FIELDS, IMAGES
 from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
@@ -58,6 +59,9 @@ class FixedServices:
     def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         self.asked.append("explain")
         return [f"{adapter} for {intent}", "More <of> it"]
+
+    def advice(self) -> Advice:
+        return instantid_advice("SD1")
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return intent == "face" or "faceid" in adapter
