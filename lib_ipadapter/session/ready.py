@@ -15,6 +15,7 @@ from ..units.unit import Request, Unit
 from .faces import FacePool
 from .failures import afresh, as_named
 from .features import EncoderPool
+from .guidance import JobRescale
 from .identity import JobNets
 from .loras import JobLoras
 from .passes import PassPlan
@@ -39,7 +40,7 @@ def ready_plan(p: Any, request: Request, services: Services, nets: JobNets, warn
     loras = JobLoras(services, warn)
     prepared = _prepare_units(p, active, services, loras, nets, warn)
     loras.expect([unit.number for unit in prepared])
-    return PassPlan(tuple(prepared), loras, nets) if prepared else None
+    return PassPlan(tuple(prepared), loras, nets, JobRescale(services.host)) if prepared else None
 
 
 def _prepare_units(
