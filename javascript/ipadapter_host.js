@@ -22,6 +22,12 @@ const ipadapterHost = (() => {
         return Number(found.value);
     }
 
+    // The size of the picture to be made as far as the tab shows it: 1024x768, or nothing.
+    function size(element) {
+        const sides = element ? ["width", "height"].map(field => number(tabOf(element), field)) : [null];
+        return sides.includes(null) ? "" : sides.join("x");
+    }
+
     // As if it was typed and the field left: "input" carries the value to gradio, "blur" is its slider's release.
     function set(tab, field, value) {
         const found = input(tab, field);
@@ -48,5 +54,5 @@ const ipadapterHost = (() => {
     document.addEventListener("input", () => setTimeout(look, 0));
     setInterval(look, LOOK_EVERY_MS);
 
-    return {tabOf, number, set, focus};
+    return {tabOf, number, size, set, focus};
 })();

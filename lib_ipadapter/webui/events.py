@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any, Protocol
@@ -15,21 +16,22 @@ from typing import Any, Protocol
 import gradio as gr
 from PIL import Image
 
+from ..encoders.keypoints import Size
 from ..library.errors import BadImageError
 from ..session.advice import Advice
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
-from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE_FACE
+from ..units.identity_fields import FIT, IDENTITY_NET, KEYPOINTS, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
 from .attempts import attempt
 from .face_html import FacePreview, face_preview_html
 from .identity_part import NO_PART, MapFields, identity_part
-from .keypoint_looks import KeypointMap
+from .keypoint_looks import KeypointMap, MapLayout
 from .looks import Looks
 from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
-FOLLOWS_UP = "+"
+_TURN = re.compile(r"\d+(\+?)(?:@(\d{1,5})x(\d{1,5}))?")
 NO_NET = "none"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
 
@@ -86,9 +88,9 @@ class Services(Protocol):
         ...
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, layout: MapLayout, *, analyse: bool
     ) -> KeypointMap:
-        """The map of a photo's chosen face, as `faces` sees it."""
+        """The map of a photo's chosen face, as `faces` sees it, laid into the picture to be made."""
         ...
 
     def preview(
@@ -153,17 +155,19 @@ class Events:
         pose: str = "",
         keypoints: str = KEYPOINTS.default,
         pose_face: str = POSE_FACE.default,
+        fit: str = FIT.default,
     ) -> tuple[str, str, str]:
         """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
         The page's script asks for one drawing of a unit at a time, so that no answer can overtake a later one; `turn`
-        is its number, which strip and preview carry back. One that ends in "+" may take its time to analyse faces; the
-        script asks for it where the drawing before it says that there are pictures to be analysed.
+        is its number, which strip and preview carry back, as `read_turn` says. One that may take its time to analyse
+        faces is asked for where the drawing before it says that there are pictures to be analysed.
         """
+        analyse, size = read_turn(turn)
         knows, _ = attempt(lambda: self._services.knows_identity(ADAPTER.parse(adapter), INTENT.parse(intent)), False)
         pending = 0
         if knows:
-            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=turn.endswith(FOLLOWS_UP))
+            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=analyse)
         else:
             preview = self.draw_preview(references, crop, adapter, intent)
         with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) in ("face", "instantid"), knows)
@@ -172,8 +176,8 @@ class Events:
         )
         part = NO_PART
         if with_net:
-            given = MapFields(references, face, pose, keypoints, pose_face)
-            part = identity_part(self._services, given, adapter, intent, analyse=turn.endswith(FOLLOWS_UP))
+            given = MapFields(references, face, pose, keypoints, pose_face, fit)
+            part = identity_part(self._services, given, adapter, intent, size, analyse=analyse)
         return (
             self.draw_strip(number, references, Drawing(turn, with_faces, pending + part.pending, with_net)),
             f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}{part.preview}</div>',
@@ -255,6 +259,17 @@ class Events:
         count, problem = attempt(lambda: self._services.store().clear(), 0)
         done = f"{count} stored reference picture{'' if count == 1 else 's'} deleted."
         return message_line(problem or done, error=bool(problem))
+
+
+def read_turn(turn: str) -> tuple[bool, Size | None]:
+    """What a drawing's number says beside it: a "+", whether it may take its time, and "@1024x768", the size of the
+    picture to be made, where the page knows it.
+    """
+    match = _TURN.fullmatch(turn)
+    if match is None:
+        return False, None
+    size = (int(match[2]), int(match[3])) if match[2] else (0, 0)
+    return bool(match[1]), size if min(size) > 0 else None
 
 
 def read_upload(sent: str) -> tuple[str, bytes]:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from ..encoders.keypoints import Size
 from ..session.advice import NO_ADVICE, Advice
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, FACE, IMAGES, INTENT
-from ..units.identity_fields import KEYPOINTS, POSE, POSE_FACE
+from ..units.identity_fields import FIT, KEYPOINTS, POSE, POSE_FACE
 from ..units.images import ImageStore
+from ..units.keypoint_text import parse_keypoints
 from .advice_html import advice_html
 from .attempts import attempt
-from .keypoint_looks import NO_MAP, KeypointMap
+from .keypoint_html import editor_html
+from .keypoint_looks import NO_MAP, KeypointMap, MapLayout, map_of_points
 from .looks import Looks
-from .strip import map_html, message_line, pose_html
+from .strip import message_line, pose_html
 
 Photo = tuple[str, str, FaceChoice]
 """A reference, what it is called on the page, and which of its faces counts."""
@@ -31,17 +34,20 @@ class PartServices(Protocol):
 
     def advice(self) -> Advice: ...
 
-    def keypoint_map(self, photo: Photo, adapter: str, intent: str, *, analyse: bool) -> KeypointMap: ...
+    def keypoint_map(
+        self, photo: Photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
+    ) -> KeypointMap: ...
 
 
 class MapFields(NamedTuple):
-    """The components' values that say whose keypoints are drawn."""
+    """The components' values that say whose keypoints are drawn, and where in the picture to be made."""
 
     references: str
     face: str
     pose: str
     keypoints: str
     pose_face: str
+    fit: str
 
 
 class IdentityPart(NamedTuple):
@@ -56,12 +62,30 @@ NO_PART = IdentityPart()
 
 
 def identity_part(
-    services: PartServices, given: MapFields, adapter: str, intent: str, *, analyse: bool
+    services: PartServices, given: MapFields, adapter: str, intent: str, size: Size | None, *, analyse: bool
 ) -> IdentityPart:
-    """Draw it; with `analyse` it may take its time to look for a face."""
+    """Draw it for a picture of `size`, where the page knows it; with `analyse` it may take its time to find a face."""
     advice, _ = attempt(services.advice, NO_ADVICE)
-    drawn, pending = _map(services, _photo_of_map(services, given), adapter, intent, analyse=analyse)
-    return IdentityPart(_pose(services, given.pose) + drawn, advice_html(advice), pending)
+    fit, _ = attempt(lambda: FIT.parse(given.fit), FIT.default)
+    layout = MapLayout(size, fit)
+    drawn, pending = _given_map(given, layout), 0
+    if not drawn:
+        drawn, pending = _map(services, _photo_of_map(services, given), adapter, intent, layout, analyse=analyse)
+    preview = _pose(services, given.pose) + drawn
+    return IdentityPart(f'<div class="ipadapter-identity">{preview}</div>', advice_html(advice), pending)
+
+
+def _given_map(given: MapFields, layout: MapLayout) -> str:
+    """The map of points that the field holds, or what is wrong with them; nothing where it names a source."""
+
+    def look() -> str:
+        points = parse_keypoints(KEYPOINTS.parse(given.keypoints))
+        if isinstance(points, str):
+            return ""
+        return editor_html(map_of_points(points, layout), "Your own keypoints", given=True)
+
+    html, problem = attempt(look, "")
+    return html + (message_line(problem) if problem else "")
 
 
 def _photo_of_map(services: PartServices, given: MapFields) -> Photo | None:
@@ -81,17 +105,17 @@ def _photo_of_map(services: PartServices, given: MapFields) -> Photo | None:
 
 
 def _map(
-    services: PartServices, photo: Photo | None, adapter: str, intent: str, *, analyse: bool
+    services: PartServices, photo: Photo | None, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
 ) -> tuple[str, int]:
     """The map of that photo's face, and how many photos are still to be analysed for it."""
     if photo is None:
         return "", 0
 
     def look() -> KeypointMap:
-        return services.keypoint_map(photo, ADAPTER.parse(adapter), INTENT.parse(intent), analyse=analyse)
+        return services.keypoint_map(photo, ADAPTER.parse(adapter), INTENT.parse(intent), layout, analyse=analyse)
 
     found, problem = attempt(look, NO_MAP)
-    html = map_html(found.source, photo[1]) if found.source else ""
+    html = editor_html(found, f"Keypoints of {photo[1]}", given=False) if found.source else ""
     return html + (message_line(problem or found.problem) if problem or found.problem else ""), found.pending
 
 

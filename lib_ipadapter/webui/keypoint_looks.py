@@ -1,6 +1,7 @@
-"""What IdentityNet is going to see of a photo: the map of its face's keypoints, on the photo's own shape.
+"""What IdentityNet is going to see: the map of a face's keypoints, on the shape of the picture to be made.
 
-A job draws the map on its own canvas (`session.identity`), which the page does not know before.
+A job draws the map on each pass's canvas (`session.identity`); the page draws it small, on the size that its fields
+say, and so that its points can be moved. `page` and `identity_part` ask for it, `keypoint_html` shows it.
 """
 
 from __future__ import annotations
@@ -10,33 +11,62 @@ from typing import NamedTuple, cast
 from PIL import Image
 
 from ..encoders.keypoint_map import draw_keypoints
-from ..encoders.keypoints import Keypoints
-from ..session.keypoints import points_of
+from ..encoders.keypoints import Keypoints, Size, read_keypoints, relative_keypoints
+from ..session.keypoints import FaceKeypoints, Frame, lay, points_of
+from ..units.keypoint_text import Points
 from .face_looks import FacePicture
 from .looks import png_data_uri
 
 MAP_SIDE = 320
+USUAL_SIZE = (1024, 1024)
+
+
+class MapLayout(NamedTuple):
+    """The size of the picture to be made, None where the page does not know it, and the unit's fit."""
+
+    size: Size | None = None
+    fit: str = "crop"
 
 
 class KeypointMap(NamedTuple):
-    """A map as a PNG data URI; `pending` is 1 while its photo is still to be analysed, `problem` why there is none."""
+    """A map as a PNG data URI; `pending` is 1 while its photo is still to be analysed, `problem` why there is none.
+
+    `points` are its five, as fractions of the picture of `size`.
+    """
 
     source: str = ""
     pending: int = 0
     problem: str = ""
+    points: Points = ()
+    size: Size = (0, 0)
 
 
 NO_MAP = KeypointMap()
 
 
-def map_of(picture: FacePicture) -> KeypointMap:
-    """The map of an analysed photo's chosen face. Raises: KeypointsError, MissingPackageError."""
+def map_of(picture: FacePicture, layout: MapLayout) -> KeypointMap:
+    """The map of an analysed photo's chosen face; on the photo's own shape where no other is known.
+
+    Raises: KeypointsError, MissingPackageError.
+    """
     found = picture.found
     if found is None or picture.chosen < 0:
         return KeypointMap(pending=int(picture.pending), problem=picture.problem)
-    scale = MAP_SIDE / max(found.size)
-    width, height = (max(1, round(side * scale)) for side in found.size)
-    points = points_of(found.faces[picture.chosen])
-    laid = tuple((min(max(x * scale, 0.0), width), min(max(y * scale, 0.0), height)) for x, y in points)
-    drawn = draw_keypoints([cast(Keypoints, laid)], (width, height))
-    return KeypointMap(png_data_uri(Image.fromarray(drawn)), int(picture.pending))
+    size = layout.size or found.size
+    face = FaceKeypoints("reference", points_of(found.faces[picture.chosen]), found.size)
+    return _drawn(lay(face, Frame(size), size, layout.fit), size)._replace(pending=int(picture.pending))
+
+
+def map_of_points(points: Points, layout: MapLayout) -> KeypointMap:
+    """The map of given points. Raises: KeypointsError, MissingPackageError."""
+    size = layout.size or USUAL_SIZE
+    return _drawn(read_keypoints(points, size), size)
+
+
+def _drawn(points: Keypoints, size: Size) -> KeypointMap:
+    """The map of points in pixels of a picture of `size`, small."""
+    scale = MAP_SIDE / max(size)
+    width, height = (max(1, round(side * scale)) for side in size)
+    parts = relative_keypoints(points, size)
+    laid = cast(Keypoints, tuple((x * width, y * height) for x, y in parts))
+    return KeypointMap(png_data_uri(Image.fromarray(draw_keypoints([laid], (width, height)))), points=parts, size=size)

@@ -30,7 +30,7 @@ from ..units.images import ImageStore
 from . import settings
 from .face_html import FacePreview
 from .face_looks import AskedPicture
-from .keypoint_looks import NO_MAP, KeypointMap, map_of
+from .keypoint_looks import NO_MAP, KeypointMap, MapLayout, map_of
 from .looks import Looks
 from .process import face_looks, image_store, looks, services
 from .version import installed_notice
@@ -115,7 +115,7 @@ class PageServices:
         return FacePreview(pictures, choice.encoder is not None, notes)
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, *, analyse: bool
+        self, photo: tuple[str, str, FaceChoice], adapter: str, intent: str, layout: MapLayout, *, analyse: bool
     ) -> KeypointMap:
         """The map of a photo's chosen face; empty while `explain` says what is missing. Raises: IPAdapterError."""
         try:
@@ -126,7 +126,7 @@ class PageServices:
             return NO_MAP
         try:
             seen = face_looks().pictures(choice.pack, [AskedPicture(*photo)], self.store(), analyse=analyse)
-            return map_of(seen[0])
+            return map_of(seen[0], layout)
         except Exception as error:
             raise as_named(error, "Drawing the keypoints") from None
 

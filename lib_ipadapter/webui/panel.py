@@ -261,7 +261,7 @@ def _listen(events: Events, prefix: str, units: Sequence[UnitTab], notice: Any, 
 def _listen_to_unit(events: Events, elem_id: str, unit: UnitTab, quiet: dict[str, Any]) -> None:
     """Every change asks the script for a drawing, and the script asks the server for one at a time."""
     images = unit.fields[IMAGES.name]
-    of_net = (IDENTITY_NET, POSE, KEYPOINTS, POSE_FACE)
+    of_net = (IDENTITY_NET, POSE, KEYPOINTS, POSE_FACE, FIT)
     drawn = [unit.fields[spec.name] for spec in (IMAGES, CROP, ADAPTER, INTENT, FACE, *of_net)]
     pose = unit.fields[POSE.name]
     unit.pose_inbox.input(

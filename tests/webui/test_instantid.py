@@ -293,12 +293,15 @@ def test_the_page_names_both_halves(prompting: Prompting) -> None:
 
 def test_the_preview_draws_the_map_once_the_photo_was_analysed(prompting: Prompting) -> None:
     from lib_ipadapter.units.face_choice import FaceChoice
+    from lib_ipadapter.webui.keypoint_looks import NO_MAP, MapLayout
     from lib_ipadapter.webui.page import PageServices
 
     photo = (as_base64(portrait(9)), "reference 1", FaceChoice())
-    assert PageServices().keypoint_map(photo, "auto", "instantid", analyse=False) == ("", 1, "")
-    drawn = PageServices().keypoint_map(photo, "auto", "instantid", analyse=True)
+    before = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=False)
+    assert before == NO_MAP._replace(pending=1)
+    drawn = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=True)
     assert drawn.source.startswith("data:image/png;base64,")
     assert (drawn.pending, drawn.problem) == (0, "")
-    nobody = PageServices().keypoint_map((NOBODY, "the pose photo", FaceChoice()), "auto", "instantid", analyse=True)
+    photo = (NOBODY, "the pose photo", FaceChoice())
+    nobody = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=True)
     assert "No face" in nobody.problem

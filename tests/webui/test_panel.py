@@ -15,7 +15,7 @@ from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
 from lib_ipadapter.webui.face_html import FacePreview
 from lib_ipadapter.webui.face_looks import FacePicture
-from lib_ipadapter.webui.keypoint_looks import KeypointMap
+from lib_ipadapter.webui.keypoint_looks import KeypointMap, MapLayout
 from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
@@ -52,7 +52,7 @@ class FixedServices:
     def is_instantid(self, adapter: str, intent: str) -> bool:
         return intent == "instantid"
 
-    def keypoint_map(self, photo, adapter: str, intent: str, *, analyse: bool) -> KeypointMap:
+    def keypoint_map(self, photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool) -> KeypointMap:
         self.asked.append(f"map of {photo[1]}, face {photo[2]}")
         return KeypointMap(pending=1)
 
