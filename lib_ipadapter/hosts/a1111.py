@@ -13,6 +13,7 @@ from ..core.identity_net import load_identity_net
 from ..library.spec import ControlNetSpec
 from .a1111_loras import build_network
 from .base import CallReader, LaterCheckpoint, face_search_folders, search_folders, torch_too_old
+from .guidance import CombiningGuidance, Guidance, Rescale
 from .identity_nets import HostNet, MovingNet
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import SequenceReader
@@ -131,6 +132,9 @@ class A1111Host:
 
         net = load_identity_net(spec, path, dtype=self.dtype())
         return MovingNet(net, leaves=bool(getattr(shared.cmd_opts, "lowvram", False)))
+
+    def guide(self, p: Any, rescale: Rescale) -> Guidance:
+        return CombiningGuidance(rescale)
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         """The ControlNet extension keeps its packs in `insightface` beside its preprocessors' other files.

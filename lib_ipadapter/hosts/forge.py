@@ -27,6 +27,7 @@ from .base import (
     torch_too_old,
 )
 from .forge_loras import build_patches
+from .guidance import Guidance, Rescale, SamplingGuidance
 from .identity_nets import HostNet, build_managed
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import contradicts, rows_by_context, text_rows
@@ -140,6 +141,9 @@ class ForgeHost:
         model = p.sd_model.forge_objects.unet.model
         dtype = getattr(model, "computation_dtype", None) or self.dtype()
         return build_managed(p.sd_model, spec, path, dtype, _memory())
+
+    def guide(self, p: Any, rescale: Rescale) -> Guidance:
+        return SamplingGuidance(p.sd_model, rescale)
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths

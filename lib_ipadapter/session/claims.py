@@ -41,11 +41,11 @@ class Claims:
 
     def foretell(self, p: Any, plan: PassPlan) -> None:
         """Claim what is ready, for pictures that are saved while the job runs."""
-        self._make(p, plan, plan.with_net)
+        self._make(p, plan, plan.with_net, {unit.number for unit in plan.units})
 
     def settle(self, p: Any, plan: PassPlan, *, tell_idle: bool) -> None:
         """After sampling: claim what acted and nothing else; `tell_idle` warns of what was ready and did not act."""
-        self._make(p, plan, plan.net_acted)
+        self._make(p, plan, plan.net_acted, plan.rescale.ran)
         self.retract(p, keep=plan.acted | plan.with_lora)
         for sentence in idle_sentences(plan) if tell_idle else ():
             self.warn(p, sentence)
@@ -54,13 +54,15 @@ class Claims:
         """The job goes on without image prompts from the pass numbered `passes` on: claim what acted before, warn."""
         acted = plan.acted | plan.with_lora if plan is not None else set[int]()
         if plan is not None and acted:
-            self._make(p, plan, plan.net_acted)
+            self._make(p, plan, plan.net_acted, plan.rescale.ran)
         self.retract(p, keep=acted)
         without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
         self.warn(p, f"{without} without image prompts. {error}")
 
-    def _make(self, p: Any, plan: PassPlan, nets: Collection[int]) -> None:
-        """Claim the plan's units and no others; `nets` are the numbers of those whose IdentityNet acts."""
+    def _make(self, p: Any, plan: PassPlan, nets: Collection[int], rescaled: Collection[int]) -> None:
+        """Claim the plan's units and no others; `nets` are the numbers of those whose IdentityNet acts, `rescaled` of
+        those in whose steps guidance is rescaled.
+        """
         self.retract(p)
         loras = plan.loras.told
         for one in plan.units:
@@ -84,6 +86,7 @@ class Claims:
             if one.number in plan.places:
                 ran["region"] = plan.places[one.number]
             unit = one.unit if one.region is None else replace(one.unit, region=one.region.text)
+            unit = unit if one.number in rescaled else replace(unit, cfg_rescale=0.0)
             p.extra_generation_params[infotext_key(one.number)] = unit_to_infotext(unit, one.digests, ran, pose)
 
     def retract(self, p: Any, keep: Collection[int] = ()) -> None:

@@ -139,6 +139,8 @@ class Job:
                 self._attach(sampling=True)
             self._check_loras()
             self._reader.begin_step(params)
+            if self._pass is not None:
+                self._pass.begin_step(params)
 
         self._guarded(follow)
 
@@ -272,7 +274,7 @@ class Job:
             self._fail(as_named(error, WHAT))
             return None
         if self._pass is not None:
-            self._pass.note(call.fraction)
+            self._pass.note(call)
         return call
 
     def _guarded(self, action: Callable[[], None]) -> None:

@@ -13,9 +13,11 @@ from ..core.identity_fit import fit_to_unet
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
 from ..core.masks import is_nowhere
 from ..core.residuals import UNetResiduals
+from ..core.schedule import UNetCall
 from ..core.weighting import layer_weights
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import base_title
+from .guidance import JobRescale, PassRescale
 from .identity import JobNets
 from .identity_unit import net_window
 from .loras import JobLoras, PassLoras
@@ -36,6 +38,7 @@ class PassPlan:
     units: tuple[PreparedUnit, ...]
     loras: JobLoras
     nets: JobNets
+    rescale: JobRescale
     places: Mapping[int, str] = field(default_factory=dict)
     attached: set[int] = field(default_factory=set)
     acted: set[int] = field(default_factory=set)
@@ -63,22 +66,31 @@ class PassAttachment:
         plan: PassPlan,
         units: Sequence[PreparedUnit],
         loras: PassLoras,
+        rescale: PassRescale | None = None,
     ) -> None:
         self.unet = unet
         self._scope = scope
         self._plan = plan
         self._units = units
         self._loras = loras
+        self._rescale = rescale
         self._called = False
 
-    def note(self, fraction: float) -> None:
-        """Remember which units act in a step before which `fraction` of the pass was done."""
+    def begin_step(self, params: Any) -> None:
+        """A step is about to call the UNet; `params` are the denoiser's."""
+        if self._rescale is not None:
+            self._rescale.begin_step(params)
+
+    def note(self, call: UNetCall) -> None:
+        """Remember which units act in a call of the UNet."""
         self._called = True
-        plan = self._plan
-        plan.acted.update(unit.number for unit in self._units if unit.window.active(fraction))
+        plan, fraction = self._plan, call.fraction
         nets = {unit.number for unit in self._units if unit.identity and net_window(unit.unit).active(fraction)}
+        acting = nets | {unit.number for unit in self._units if unit.window.active(fraction)}
         plan.net_acted.update(nets)
-        plan.acted.update(nets)
+        plan.acted.update(acting)
+        if self._rescale is not None:
+            self._rescale.note(call, acting)
 
     def check_loras(self, stop: bool, warn: Callable[[str], None]) -> None:
         """Where the UNet was called and the host did not apply a LoRA: raise UnsupportedHostStateError, or warn."""
@@ -92,6 +104,8 @@ class PassAttachment:
     def close(self, *, sampling: bool = False) -> None:
         """Remove all of it; `sampling` says that the pass goes on without."""
         self._scope.close()
+        if self._rescale is not None:
+            self._rescale.close()
         self._loras.close(sampling=sampling)
         self._plan.nets.leave()
 
@@ -141,11 +155,13 @@ def attach_pass(
         nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, masks, sampling=sampling))
         scope = attach(unet, attentions, read_call, layers, companions=(nets,))
         loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
+        # On the Forge family each of these three is a clone of the patcher before it, taken off in the other order.
+        rescale = plan.rescale.put_on(p, fitting)
     except BaseException:
         scope.close()
         plan.nets.leave()
         raise
-    return PassAttachment(unet, scope, plan, fitting, loras)
+    return PassAttachment(unet, scope, plan, fitting, loras, rescale)
 
 
 def _layers_for(unit: PreparedUnit) -> str:
@@ -185,6 +201,11 @@ def idle_sentences(plan: PassPlan) -> Iterator[str]:
             yield why_idle(unit, plan, with_lora=unit.number in plan.with_lora)
         elif unit.number in plan.with_net - plan.net_acted:
             yield _why_net_idle(unit)
+        if unit.unit.cfg_rescale and unit.number in plan.acted - plan.rescale.ran:
+            yield (
+                f"CFG rescale of unit {unit.number} did nothing: no step in which the unit acts was guided. Raise the "
+                "CFG scale above 1, or set the unit's CFG rescale to 0."
+            )
 
 
 def why_idle(prepared: PreparedUnit, plan: PassPlan, *, with_lora: bool = False) -> str:

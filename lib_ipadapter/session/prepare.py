@@ -129,7 +129,8 @@ def _files(choice: Choice) -> tuple[str, ...]:
 def _settings(unit: Unit, choice: Choice) -> tuple[object, ...]:
     """The unit's fields that change its tokens."""
     face = (unit.face, unit.s_scale) if choice.pack is not None else ()
-    return (combination(unit, choice.spec), unit.uncond, *face)
+    noise = (unit.uncond_noise,) if unit.uncond == "noise" else ()
+    return (combination(unit, choice.spec), unit.uncond, *noise, *face)
 
 
 def _work(squares: int, pictures: int) -> str:

@@ -15,6 +15,7 @@ from ..units.unit import Request, Unit
 from .faces import FacePool
 from .failures import afresh, as_named
 from .features import EncoderPool
+from .guidance import JobRescale
 from .identity import JobNets
 from .keypoints import find_keypoints
 from .loras import JobLoras
@@ -43,7 +44,9 @@ def ready_plan(p: Any, request: Request, services: Services, nets: JobNets, warn
     loras = JobLoras(services, warn)
     prepared = _prepare_units(p, request.numbered, services, loras, nets, warn)
     loras.expect([unit.number for unit in prepared])
-    return PassPlan(tuple(prepared), loras, nets, told_regions(p, prepared)) if prepared else None
+    if not prepared:
+        return None
+    return PassPlan(tuple(prepared), loras, nets, JobRescale(services.host), told_regions(p, prepared))
 
 
 def _prepare_units(

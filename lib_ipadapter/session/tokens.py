@@ -23,7 +23,7 @@ from ..units.unit import Unit
 from .faces import FacePool, FaceReading, mean_embedding, misfits
 from .features import EncoderPool, Reference, View, as_features
 from .models import Choice
-from .preferences import FACE_FEATURES
+from .preferences import FACE_FEATURES, INSTANTID
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def picture_tokens(
         # A zero embedding, which needs no encoder (tencent-ailab/IP-Adapter, IPAdapter.get_image_embeds).
         uncond = adapter.project(adapter.zero_features(1))
     else:
-        uncond = adapter.project(as_features(view, pool.negative(encoder, view, unit.uncond, references)))
+        negative = pool.negative(encoder, view, unit.uncond, references, unit.uncond_noise)
+        uncond = adapter.project(as_features(view, negative))
     return Seen(pair_tokens(cond, uncond, _of_tokens(how)))
 
 
@@ -138,23 +139,36 @@ def _face_uncond(
     """Tokens (1, T, D) of the negative rows; None for zeros.
 
     Official: a zero embedding, with CLIP's view of a zero pixel tensor for the Plus kinds. "black" changes only what
-    CLIP sees, since an embedding has no black picture; "noise" is a random direction as long as the references'
-    embeddings, from a generator seeded by the references. `sequence` is how many of them go in at once, 0 for none.
+    CLIP sees, since an embedding has no black picture; "noise" is `_noise`, with as much noise in what CLIP sees.
+    `sequence` is how many of them go in at once, 0 for none.
     """
     if unit.uncond == "zeros":
         return None
     hidden = None
     if view is not None:
-        hidden = pool.negative(choice.require_encoder(), view, unit.uncond, references)
+        hidden = pool.negative(choice.require_encoder(), view, unit.uncond, references, unit.uncond_noise)
     if unit.uncond != "noise":
         zeros = Features(face=torch.zeros(1, sequence, raw.shape[1])) if sequence else adapter.zero_features(1, hidden)
         return adapter.project(zeros, s_scale=unit.s_scale)
-    seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
-    noise = torch.randn(1, raw.shape[1], generator=torch.Generator().manual_seed(int(seed, 16)))
-    noise = normalize(noise, dim=1) * raw.norm(dim=1).mean()
+    noise = unit.uncond_noise * _noise(choice.spec, raw, references)
     if sequence:
         noise = noise.expand(1, sequence, -1)
-    return adapter.project(_face_features(choice.spec, noise, hidden), s_scale=unit.s_scale)
+    return adapter.project(Features(face=noise, hidden=hidden), s_scale=unit.s_scale)
+
+
+def _noise(spec: AdapterSpec, raw: Tensor, references: Sequence[Reference]) -> Tensor:
+    """An embedding (1, 512) of nobody, as the kind wants embeddings, from a generator seeded by the references.
+
+    InstantID: uniform numbers from 0 to 1, which the amount multiplies, so that 0.35 gives ComfyUI_InstantID's negative
+    (InstantID.py, ApplyInstantID: `noise * torch.rand_like`), whose seed is another. The others: a random direction, of
+    unit length or as long as the references' embeddings on average.
+    """
+    seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
+    generator = torch.Generator().manual_seed(int(seed, 16))
+    if spec.kind == INSTANTID:
+        return torch.rand(1, raw.shape[1], generator=generator)
+    direction = normalize(torch.randn(1, raw.shape[1], generator=generator), dim=1)
+    return direction * raw.norm(dim=1).mean() if spec.feature == "face_raw" else direction
 
 
 def _face_features(spec: AdapterSpec, raw: Tensor, hidden: Tensor | None) -> Features:

@@ -121,6 +121,17 @@ UNCOND: FieldSpec[str] = FieldSpec(
     "with, the others are a black picture, zeros, or noise made from the reference.",
     choices=(("official", "Official"), ("black", "Black picture"), ("zeros", "Zeros"), ("noise", "Noise")),
 )
+UNCOND_NOISE: FieldSpec[float] = FieldSpec(
+    name="uncond_noise",
+    label="Noise amount",
+    kind="number",
+    default=1.0,
+    help="How much noise the negative prompt's side sees where unconditional is noise: 0 is the official side and 1 "
+    "all of the noise; with InstantID, 0.35 is what ComfyUI_InstantID uses against burnt pictures.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.01,
+)
 CROP: FieldSpec[str] = FieldSpec(
     name="crop",
     label="Crop",
@@ -131,6 +142,18 @@ CROP: FieldSpec[str] = FieldSpec(
     choices=(("centre", "Centre"), ("pad", "Pad"), ("stretch", "Stretch"), ("tiles", "Tiles")),
 )
 
+CFG_RESCALE: FieldSpec[float] = FieldSpec(
+    name="cfg_rescale",
+    label="CFG rescale",
+    kind="number",
+    default=0.0,
+    help="How far the guided prediction is brought back to the contrast of the prompt's own while the unit acts, "
+    "against burnt pictures at a high CFG scale: 0 is off, 0.7 usual; of several units the largest counts, and it is "
+    "for the whole picture.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.05,
+)
 # The page's click writes "@x,y"; a list gives each picture its own.
 FACE: FieldSpec[str] = FieldSpec(
     name="face",
@@ -207,7 +230,9 @@ FIELDS: tuple[FieldSpec[Value], ...] = (
     START,
     END,
     UNCOND,
+    UNCOND_NOISE,
     CROP,
+    CFG_RESCALE,
     FACE,
     LORA,
     S_SCALE,

@@ -15,6 +15,7 @@ from .face_choice import parse_face_choices
 from .field_spec import read_json, shown
 from .fields import (
     ADAPTER,
+    CFG_RESCALE,
     COMBINE,
     CROP,
     ENABLED,
@@ -31,6 +32,7 @@ from .fields import (
     SCORE,
     START,
     UNCOND,
+    UNCOND_NOISE,
     WEIGHT,
 )
 from .identity_fields import (
@@ -65,7 +67,9 @@ class Unit:
     start: float = START.default
     end: float = END.default
     uncond: str = UNCOND.default
+    uncond_noise: float = UNCOND_NOISE.default
     crop: str = CROP.default
+    cfg_rescale: float = CFG_RESCALE.default
     face: str = FACE.default
     lora: float = LORA.default
     s_scale: float = S_SCALE.default

@@ -8,28 +8,32 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from html import escape
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import gradio as gr
 from PIL import Image
 
-from ..library.errors import BadImageError, IPAdapterError
-from ..units.face_choice import FaceChoice, choice_for, parse_face_choices, parse_one_face
+from ..encoders.keypoints import Size
+from ..library.errors import BadImageError
+from ..session.advice import Advice
+from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
-from ..units.identity_fields import IDENTITY_NET, KEYPOINTS, POSE, POSE_FACE
+from ..units.identity_fields import FIT, IDENTITY_NET, KEYPOINTS, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
+from .attempts import attempt
 from .face_html import FacePreview, face_preview_html
-from .keypoint_looks import NO_MAP, KeypointMap
+from .identity_part import NO_PART, MapFields, Photo, identity_part
+from .keypoint_looks import KeypointMap, MapLayout
 from .looks import Looks
-from .strip import NO_DRAWING, Drawing, map_html, message_line, pose_html, preview_html, strip_html, tile
+from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
-FOLLOWS_UP = "+"
+_TURN = re.compile(r"\d+(\+?)(?:@(\d{1,5})x(\d{1,5}))?")
 NO_NET = "none"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
-T = TypeVar("T")
 
 
 class Services(Protocol):
@@ -66,6 +70,10 @@ class Services(Protocol):
         """
         ...
 
+    def advice(self) -> Advice:
+        """What helps InstantID with the loaded checkpoint."""
+        ...
+
     def knows_identity(self, adapter: str, intent: str) -> bool:
         """Whether the adapter that a unit will use is fed by faces, also where what feeds it is missing."""
         ...
@@ -80,9 +88,10 @@ class Services(Protocol):
         ...
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice | None], adapter: str, intent: str, *, analyse: bool
+        self, photo: Photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
     ) -> KeypointMap:
-        """The map of a photo's chosen face, as `faces` sees it; of all its faces where units share them out (None)."""
+        """The map of a photo's chosen face, as `faces` sees it, laid into the picture to be made; of all its faces
+        where units share them out (None)."""
         ...
 
     def preview(
@@ -94,14 +103,6 @@ class Services(Protocol):
     def host_notice(self) -> str:
         """Why the extension cannot work on this host at all, or an empty string; cheap."""
         ...
-
-
-def attempt(call: Callable[[], T], otherwise: T) -> tuple[T, str]:
-    """The call's answer and no sentence, or `otherwise` and the sentence of the named error that it raised."""
-    try:
-        return call(), ""
-    except IPAdapterError as error:
-        return otherwise, str(error)
 
 
 class Events:
@@ -155,76 +156,34 @@ class Events:
         pose: str = "",
         keypoints: str = KEYPOINTS.default,
         pose_face: str = POSE_FACE.default,
+        fit: str = FIT.default,
     ) -> tuple[str, str, str]:
         """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
         The page's script asks for one drawing of a unit at a time, so that no answer can overtake a later one; `turn`
-        is its number, which strip and preview carry back. One that ends in "+" may take its time to analyse faces; the
-        script asks for it where the drawing before it says that there are pictures to be analysed.
+        is its number, which strip and preview carry back, as `read_turn` says. One that may take its time to analyse
+        faces is asked for where the drawing before it says that there are pictures to be analysed.
         """
+        analyse, size = read_turn(turn)
         knows, _ = attempt(lambda: self._services.knows_identity(ADAPTER.parse(adapter), INTENT.parse(intent)), False)
         pending = 0
         if knows:
-            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=turn.endswith(FOLLOWS_UP))
+            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=analyse)
         else:
             preview = self.draw_preview(references, crop, adapter, intent)
         with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) in ("face", "instantid"), knows)
         with_net, _ = attempt(
             lambda: self._services.is_instantid(ADAPTER.parse(adapter), INTENT.parse(intent)), False
         )
+        part = NO_PART
         if with_net:
-            asked = self._photo_of_map(references, face, pose, keypoints, pose_face)
-            drawn, more = self.draw_map(asked, adapter, intent, analyse=turn.endswith(FOLLOWS_UP))
-            preview, pending = preview + self.draw_pose(pose) + drawn, pending + more
+            given = MapFields(references, face, pose, keypoints, pose_face, fit)
+            part = identity_part(self._services, given, adapter, intent, size, analyse=analyse)
         return (
-            self.draw_strip(number, references, Drawing(turn, with_faces, pending, with_net)),
-            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
-            self.explain(adapter, intent, identity_net),
+            self.draw_strip(number, references, Drawing(turn, with_faces, pending + part.pending, with_net)),
+            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}{part.preview}</div>',
+            self.explain(adapter, intent, identity_net) + part.advice,
         )
-
-    def _photo_of_map(
-        self, references: str, face: str, pose: str, keypoints: str, pose_face: str
-    ) -> tuple[str, str, FaceChoice | None] | None:
-        """The photo whose face gives the keypoints, what it is called and which face counts; None where none does."""
-
-        def look() -> tuple[str, str, FaceChoice | None] | None:
-            source, poses, items = KEYPOINTS.parse(keypoints), POSE.parse(pose), IMAGES.parse(references)
-            if poses and source in ("auto", "pose"):
-                found = (poses[0], "the pose photo", parse_one_face(POSE_FACE.parse(pose_face)))
-            elif items and source in ("auto", "reference"):
-                found = (items[0], "reference 1", choice_for(parse_face_choices(FACE.parse(face)), 0))
-            else:
-                return None
-            return found if self._is_there(found[0]) else None
-
-        return attempt(look, None)[0]
-
-    def draw_map(
-        self, photo: tuple[str, str, FaceChoice | None] | None, adapter: str, intent: str, *, analyse: bool
-    ) -> tuple[str, int]:
-        """The map of that photo's face, and how many photos are still to be analysed for it."""
-        if photo is None:
-            return "", 0
-
-        def look() -> KeypointMap:
-            return self._services.keypoint_map(photo, ADAPTER.parse(adapter), INTENT.parse(intent), analyse=analyse)
-
-        found, problem = attempt(look, NO_MAP)
-        html = map_html(found.source, photo[1]) if found.source else ""
-        html += message_line(found.note, error=False) if found.note else ""
-        return html + (message_line(problem or found.problem) if problem or found.problem else ""), found.pending
-
-    def draw_pose(self, pose: str) -> str:
-        """The pose photo, small; nothing where there is none."""
-
-        def look() -> str:
-            chosen = POSE.parse(pose)
-            if not chosen:
-                return ""
-            return pose_html(self._services.looks().thumbnail(chosen[0], POSE.label, self._services.store()))
-
-        html, problem = attempt(look, "")
-        return html + (message_line(problem) if problem else "")
 
     def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
         """The strip of unit `number`; a reference that is not there has a tile and a sentence that say so."""
@@ -301,6 +260,17 @@ class Events:
         count, problem = attempt(lambda: self._services.store().clear(), 0)
         done = f"{count} stored reference picture{'' if count == 1 else 's'} deleted."
         return message_line(problem or done, error=bool(problem))
+
+
+def read_turn(turn: str) -> tuple[bool, Size | None]:
+    """What a drawing's number says beside it: a "+", whether it may take its time, and "@1024x768", the size of the
+    picture to be made, where the page knows it.
+    """
+    match = _TURN.fullmatch(turn)
+    if match is None:
+        return False, None
+    size = (int(match[2]), int(match[3])) if match[2] else (0, 0)
+    return bool(match[1]), size if min(size) > 0 else None
 
 
 def read_upload(sent: str) -> tuple[str, bytes]:

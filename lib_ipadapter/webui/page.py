@@ -17,7 +17,7 @@ from ..library.checkpoints import checkpoint_base
 from ..library.companions import published_companions
 from ..library.errors import IPAdapterError
 from ..library.spec import AdapterSpec, base_title
-from ..session.advice import instantid_advice
+from ..session.advice import Advice, instantid_advice
 from ..session.faces import misfits
 from ..session.failures import as_named
 from ..session.identity_files import NONE, Fit
@@ -30,7 +30,8 @@ from ..units.images import ImageStore
 from . import settings
 from .face_html import FacePreview
 from .face_looks import AskedPicture
-from .keypoint_looks import NO_MAP, KeypointMap, map_of
+from .identity_part import Photo
+from .keypoint_looks import NO_MAP, KeypointMap, MapLayout, map_of
 from .looks import Looks
 from .process import face_looks, image_store, looks, services
 from .version import installed_notice
@@ -60,7 +61,7 @@ class PageServices:
 
     def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack;
-        for InstantID, its other half and advice.
+        for InstantID, its other half.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
@@ -69,11 +70,14 @@ class PageServices:
             return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
         choice = services().models.choose(adapter, intent, [base])
         more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
-        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more), *instantid_advice(choice)]
+        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
         if choice.spec.kind == INSTANTID and identity_net.strip().lower() != NONE:
             net = services().models.identity_net(identity_net, choice, _loaded_fit())
             lines.insert(1, f"IdentityNet: {net.name}")
         return lines
+
+    def advice(self) -> Advice:
+        return instantid_advice(loaded_base())
 
     def controlnet_names(self) -> list[str]:
         return services().models.controlnet_names()
@@ -112,7 +116,7 @@ class PageServices:
         return FacePreview(pictures, choice.encoder is not None, notes)
 
     def keypoint_map(
-        self, photo: tuple[str, str, FaceChoice | None], adapter: str, intent: str, *, analyse: bool
+        self, photo: Photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
     ) -> KeypointMap:
         """The map of a photo's chosen face, of all its faces where none is chosen; empty while `explain` says what is
         missing.
@@ -128,7 +132,7 @@ class PageServices:
         try:
             asked = AskedPicture(photo[0], photo[1], photo[2] or FaceChoice())
             seen = face_looks().pictures(choice.pack, [asked], self.store(), analyse=analyse)
-            return map_of(seen[0], everybody=photo[2] is None)
+            return map_of(seen[0], layout, everybody=photo[2] is None)
         except Exception as error:
             raise as_named(error, "Drawing the keypoints") from None
 

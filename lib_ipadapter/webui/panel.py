@@ -16,6 +16,7 @@ import gradio as gr
 from ..units.field_spec import FieldSpec
 from ..units.fields import (
     ADAPTER,
+    CFG_RESCALE,
     COMBINE,
     CROP,
     ENABLED,
@@ -31,6 +32,7 @@ from ..units.fields import (
     SCORE,
     START,
     UNCOND,
+    UNCOND_NOISE,
     WEIGHT,
 )
 from ..units.identity_fields import (
@@ -65,7 +67,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (KEYPOINTS.name, POSE_FACE.name, FIT.name, NET_ROWS.name, SHOW_MAP.name),
     (WEIGHT.name, START.name, END.name),
     (REGION.name, FEATHER.name),
-    (COMBINE.name, CROP.name, UNCOND.name),
+    (COMBINE.name, CROP.name),
+    (UNCOND.name, UNCOND_NOISE.name, CFG_RESCALE.name),
     (SCORE.name,),
 )
 RADIOS = (INTENT.name,)
@@ -258,7 +261,7 @@ def _listen(events: Events, prefix: str, units: Sequence[UnitTab], notice: Any, 
 def _listen_to_unit(events: Events, elem_id: str, unit: UnitTab, quiet: dict[str, Any]) -> None:
     """Every change asks the script for a drawing, and the script asks the server for one at a time."""
     images = unit.fields[IMAGES.name]
-    of_net = (IDENTITY_NET, POSE, KEYPOINTS, POSE_FACE)
+    of_net = (IDENTITY_NET, POSE, KEYPOINTS, POSE_FACE, FIT)
     drawn = [unit.fields[spec.name] for spec in (IMAGES, CROP, ADAPTER, INTENT, FACE, *of_net)]
     pose = unit.fields[POSE.name]
     unit.pose_inbox.input(

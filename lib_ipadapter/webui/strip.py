@@ -105,14 +105,6 @@ def pose_html(photo: Thumbnail) -> str:
     )
 
 
-def map_html(source: str, name: str) -> str:
-    """The map of keypoints that IdentityNet gets of the photo called `name`, on the photo's own shape."""
-    return (
-        f'<figure class="ipadapter-pose-photo"><figcaption>Keypoints of {escape(name)}</figcaption>'
-        f'<img src="{escape(source)}" alt="Keypoints of {escape(name)}"></figure>'
-    )
-
-
 def preview_html(references: Sequence[Sequence[Image.Image]]) -> str:
     """The squares that the encoder gets of each reference, pixel for pixel (PNG); nothing where there are none."""
     if not references:

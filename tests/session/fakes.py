@@ -55,6 +55,7 @@ class FakeHost:
         self.on: list[FakeLora] = []
         self.lora_failure = ""
         self.nets: list[MovingNet] = []
+        self.guided: list[FakeGuidance] = []
 
     def version(self) -> str:
         return "1"
@@ -112,6 +113,10 @@ class FakeHost:
         self.nets.append(net)
         return net
 
+    def guide(self, _p: Any, rescale: Any) -> FakeGuidance:
+        self.guided.append(FakeGuidance(rescale))
+        return self.guided[-1]
+
     def typed_loras(self) -> Sequence[Path]:
         return self.typed
 
@@ -121,6 +126,19 @@ class FakeHost:
     def build_lora(self, p: Any, name: str, weights: Any) -> FakeLora:
         self.built.append(name)
         return FakeLora(self, name)
+
+
+class FakeGuidance:
+    """Keeps what the session wants to do with guided predictions."""
+
+    def __init__(self, rescale: Any) -> None:
+        self.rescale, self.steps, self.removed = rescale, [], 0
+
+    def begin_step(self, params: Any) -> None:
+        self.steps.append(params)
+
+    def remove(self) -> None:
+        self.removed += 1
 
 
 class FakeLora:

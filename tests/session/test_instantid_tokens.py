@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,45 @@ def test_several_photos_may_enter_the_resampler_as_a_sequence(given: Services) -
     noise = prepare(given, ANNA, BERT, combine="sequence", uncond="noise")
     assert not torch.allclose(noise.kv[1][0][1], prepared.kv[1][0][1])
     torch.testing.assert_close(noise.kv[1][0][0], prepared.kv[1][0][0])
+
+
+def noise_of(data: str) -> torch.Tensor:
+    """What `torch.rand` gives (1, 512) from a generator of its own that the reference's digest seeds."""
+    seed = hashlib.sha256(digest(base64.b64decode(data)).encode()).hexdigest()[:15]
+    return torch.rand(1, 512, generator=torch.Generator().manual_seed(int(seed, 16)))
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.35, 1.0])
+def test_negative_noise_is_so_much_uniform_noise_before_the_resampler(given: Services, amount: float) -> None:
+    """ComfyUI_InstantID, InstantID.py, ApplyInstantID: `noise * torch.rand_like(embedding)` is the negative."""
+    weights = random_adapter_tensors(
+        "instantid", 768, [layer.width for layer in find_cross_attention(make_unet())], **SIZES
+    )
+    state = torch.random.get_rng_state()
+    prepared = prepare(given, ANNA, uncond="noise", uncond_noise=amount)
+    assert torch.equal(torch.random.get_rng_state(), state), "the job's own noise is not touched"
+    expected = project(given, amount * noise_of(ANNA)[None])
+    check_rows(prepared, weights, project(given, embedding(given, ANNA)[None, None]), expected)
+    assert prepared.tokens is not None
+    torch.testing.assert_close(prepared.tokens[1], expected, atol=1e-5, rtol=1e-5)
+    if amount == 0.0:
+        torch.testing.assert_close(prepared.kv[1][0][1], prepare(given, ANNA).kv[1][0][1])
+
+
+def test_a_sequence_sees_the_same_noise_as_often_as_there_are_faces(given: Services) -> None:
+    weights = random_adapter_tensors(
+        "instantid", 768, [layer.width for layer in find_cross_attention(make_unet())], **SIZES
+    )
+    prepared = prepare(given, ANNA, ANNA, combine="sequence", uncond="noise", uncond_noise=0.35)
+    seed = hashlib.sha256((digest(base64.b64decode(ANNA)) * 2).encode()).hexdigest()[:15]
+    noise = 0.35 * torch.rand(1, 512, generator=torch.Generator().manual_seed(int(seed, 16)))
+    both = embedding(given, ANNA).expand(1, 2, 512)
+    check_rows(prepared, weights, project(given, both), project(given, noise.expand(1, 2, 512)))
+
+
+def test_the_amount_changes_nothing_where_the_negative_is_no_noise(given: Services) -> None:
+    official = prepare(given, ANNA)
+    assert torch.equal(prepare(given, ANNA, uncond_noise=0.35).kv[1][0], official.kv[1][0])
 
 
 def test_a_sequence_is_refused_for_projectors_that_know_none(given: Services) -> None:

@@ -94,6 +94,7 @@ def test_axes_read_a_cell_and_the_field_accepts_it() -> None:
         for cell in axis.choices or ({"face": "best", "pose_face": "2", "keypoints": "none"}.get(axis.field, "0.5"),):
             assert spec.parse(axis.type(cell)) is not None
     numbers = {"weight", "start", "end", "lora", "s_scale", "feather", "net_weight", "net_start", "net_end"}
+    numbers |= {"uncond_noise", "cfg_rescale"}
     assert {axis.field for axis in axes() if axis.type is float} == numbers
 
 

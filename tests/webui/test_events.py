@@ -342,3 +342,18 @@ def test_the_map_is_of_everybody_where_units_share_a_photo(page):
     pose = page.events.add_pose(sent(write_picture(page.folder, "b.png", (1, 2, 3))), "")[1]
     page.events.draw(1, "1", "", "Centre", "auto", "InstantID", "best", "auto", pose, "auto", "auto")
     assert "map of the pose photo, face None" in page.services.asked
+
+
+def test_given_points_are_drawn_with_handles_and_what_is_wrong_with_them_is_said(page):
+    def preview(keypoints: str, turn: str = "1") -> str:
+        return page.events.draw(
+            1, turn, "", "Centre", "auto", "InstantID", "best", "auto", "", keypoints, "largest", "Crop"
+        )[1]
+
+    given = json.dumps([[0.4, 0.4], [0.6, 0.4], [0.5, 0.6], [0.42, 0.8], [0.58, 0.8]])
+    assert preview(given).count("ipadapter-dot") == 5
+    assert 'data-size="1016x768"' in preview(given, "2+@1016x768")
+    assert "Back to photo" in preview(given)
+    assert "outside" in text_of(preview(json.dumps([[600, 5]] * 5), "3@512x512"))
+    assert "five points" in text_of(preview("[[1,2]]"))
+    assert "ipadapter-dot" not in preview("auto")

@@ -277,7 +277,7 @@ def test_photos_as_a_sequence_make_another_picture_than_their_mean(prompting: Pr
     assert mean == prompting.run(pair).pixels, "auto"
 
 
-def test_the_page_names_both_halves_and_gives_advice(prompting: Prompting) -> None:
+def test_the_page_names_both_halves(prompting: Prompting) -> None:
     from lib_ipadapter.library.errors import IdentityNetError
     from lib_ipadapter.webui.page import PageServices
 
@@ -285,7 +285,6 @@ def test_the_page_names_both_halves_and_gives_advice(prompting: Prompting) -> No
     lines = PageServices().explain("auto", "instantid", "auto")
     assert "ip-adapter_instant_id_sd15.safetensors" in lines[0]
     assert lines[1] == f"IdentityNet: {IDENTITY_NET.format('sd15')}"
-    assert any("CFG 4 to 5" in line for line in lines)
     assert not any(line.startswith("IdentityNet") for line in PageServices().explain("auto", "instantid", "none"))
     with pytest.raises(IdentityNetError, match="no ControlNet"):
         PageServices().explain("auto", "instantid", "ip-adapter_sd15.safetensors")
@@ -295,17 +294,24 @@ def test_the_page_names_both_halves_and_gives_advice(prompting: Prompting) -> No
 
 def test_the_preview_draws_the_map_once_the_photo_was_analysed(prompting: Prompting) -> None:
     from lib_ipadapter.units.face_choice import FaceChoice
+    from lib_ipadapter.webui.keypoint_looks import NO_MAP, MapLayout
     from lib_ipadapter.webui.page import PageServices
 
     photo = (as_base64(portrait(9)), "reference 1", FaceChoice())
-    assert PageServices().keypoint_map(photo, "auto", "instantid", analyse=False) == ("", 1, "", "")
-    drawn = PageServices().keypoint_map(photo, "auto", "instantid", analyse=True)
+    before = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=False)
+    assert before == NO_MAP._replace(pending=1)
+    drawn = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=True)
     assert drawn.source.startswith("data:image/png;base64,")
     assert (drawn.pending, drawn.problem) == (0, "")
-    group = PageServices().keypoint_map((POSE, "the pose photo", None), "auto", "instantid", analyse=True)
-    alone = PageServices().keypoint_map((POSE, "the pose photo", FaceChoice()), "auto", "instantid", analyse=True)
+    group = PageServices().keypoint_map((POSE, "the pose photo", None), "auto", "instantid", MapLayout(), analyse=True)
+    choice = FaceChoice()
+    alone = PageServices().keypoint_map(
+        (POSE, "the pose photo", choice), "auto", "instantid", MapLayout(), analyse=True
+    )
     assert "2 faces" in group.note
     assert not alone.note
     assert group.source != alone.source
-    nobody = PageServices().keypoint_map((NOBODY, "the pose photo", FaceChoice()), "auto", "instantid", analyse=True)
+    assert (len(alone.points), len(group.points)) == (5, 0)
+    photo = (NOBODY, "the pose photo", FaceChoice())
+    nobody = PageServices().keypoint_map(photo, "auto", "instantid", MapLayout(), analyse=True)
     assert "No face" in nobody.problem

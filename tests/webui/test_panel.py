@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_ipadapter.session.advice import Advice, instantid_advice
 from lib_ipadapter.units.fields import FIELDS, IMAGES
 from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
 from lib_ipadapter.webui.face_html import FacePreview
 from lib_ipadapter.webui.face_looks import FacePicture
-from lib_ipadapter.webui.keypoint_looks import KeypointMap
+from lib_ipadapter.webui.keypoint_looks import KeypointMap, MapLayout
 from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
@@ -51,13 +52,16 @@ class FixedServices:
     def is_instantid(self, adapter: str, intent: str) -> bool:
         return intent == "instantid"
 
-    def keypoint_map(self, photo, adapter: str, intent: str, *, analyse: bool) -> KeypointMap:
+    def keypoint_map(self, photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool) -> KeypointMap:
         self.asked.append(f"map of {photo[1]}, face {photo[2]}")
         return KeypointMap(pending=1)
 
     def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         self.asked.append("explain")
         return [f"{adapter} for {intent}", "More <of> it"]
+
+    def advice(self) -> Advice:
+        return instantid_advice("SD1")
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return intent == "face" or "faceid" in adapter

@@ -93,6 +93,13 @@ class UnetPatcher(ModelPatcher):
         del ensure_uniqueness
         self.model_options.setdefault("sampler_pre_cfg_function", []).append(modifier)
 
+    def set_model_sampler_post_cfg_function(self, post_cfg_function, disable_cfg1_optimization: bool = False) -> None:
+        """A function called after each step's guidance, with its predictions; what it returns goes on."""
+        self.model_options["sampler_post_cfg_function"] = [
+            *self.model_options.get("sampler_post_cfg_function", []), post_cfg_function]
+        if disable_cfg1_optimization:
+            self.model_options["disable_cfg1_optimization"] = True
+
     def set_model_unet_function_wrapper(self, unet_wrapper_function) -> None:
         """A function called in the place of `apply_model`."""
         self.model_options["model_function_wrapper"] = unet_wrapper_function

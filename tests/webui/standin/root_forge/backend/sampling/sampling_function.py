@@ -112,7 +112,12 @@ def sampling_function(unet, params, cond_scale: float, composition):
     chunks = _chunks(params.text_cond, composition, uncond)
     cond_pred, uncond_pred = calc_cond_uncond_batch(model, chunks, x, sigma, image_cond if fits else None, options)
     strength = sum(weight for _, weight in composition[0])
-    if uncond is None:
-        return cond_pred, cond_pred, uncond_pred
     denoised = uncond_pred + (cond_pred - uncond_pred) * cond_scale * strength
+    if uncond is None and not options.get("sampler_post_cfg_function"):
+        return cond_pred, cond_pred, uncond_pred
+    for function in options.get("sampler_post_cfg_function", []):
+        # The negative is what the step came with, also where it was left out; its prediction is zeros then.
+        denoised = function({"denoised": denoised, "cond": [{"strength": weight} for _, weight in composition[0]],
+                             "uncond": params.text_uncond, "model": model, "uncond_denoised": uncond_pred,
+                             "cond_denoised": cond_pred, "sigma": sigma, "model_options": options, "input": x})
     return denoised, cond_pred, uncond_pred
