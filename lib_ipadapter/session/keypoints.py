@@ -90,8 +90,7 @@ def find_keypoints(
     if not isinstance(asked, str):
         return FaceKeypoints("given", asked, None)
     if seat is not None:
-        face, number, count = seat.take(pack, faces)
-        size = seat.photo.picture().size
+        face, size, number, count = seat.take(pack, faces)
         return FaceKeypoints("pose", points_of(face), size, face.box, seat.photo.digest, f"{number} of {count}")
     photo, choice = references[0], choice_for(parse_face_choices(unit.face), 0)
     size = photo.picture().size

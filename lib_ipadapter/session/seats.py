@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..encoders.faces import Face
 from ..library.errors import BadImageError, BadUnitError, NoFaceError
@@ -21,6 +22,15 @@ from .failures import afresh
 from .features import Reference
 
 POSE_NAME = "the pose photo"
+
+
+class Taken(NamedTuple):
+    """A unit's face, its photo's (width, height), its number from the left, from 1, and how many faces there are."""
+
+    face: Face
+    size: tuple[int, int]
+    number: int
+    faces: int
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,8 @@ class Seat:
     turn: int = 0
     units: int = 1
 
-    def take(self, pack: FacePack, faces: FacePool) -> tuple[Face, int, int]:
-        """The unit's face, its number from the left, from 1, and how many there are.
-
-        Raises: NoFaceError where there is none, or no such, or none left.
-        """
+    def take(self, pack: FacePack, faces: FacePool) -> Taken:
+        """The unit's face. Raises: NoFaceError where there is none, or no such, or none left."""
         indices = [choice.index for choice in (*self.chosen, self.choice) if choice is not None]
         found = faces.faces(pack, self.photo, max(self.units, *indices, 1))
         size = self.photo.picture().size
@@ -50,7 +57,7 @@ class Seat:
         else:
             face = self._next(found, size)
         ordered = left_to_right(found)
-        return face, ordered.index(face) + 1, len(ordered)
+        return Taken(face, size, ordered.index(face) + 1, len(ordered))
 
     def _next(self, found: Sequence[Face], size: tuple[int, int]) -> Face:
         # A choice that no face answers to stops its own unit.

@@ -396,8 +396,10 @@ def test_an_unreadable_folder_is_named(published: Published, tmp_path: Path, mon
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)
-    assert f"The folder {tmp_path / 'locked'} cannot be read: Permission denied." in refusal([tmp_path])
+    with monkeypatch.context() as patch:  # pytest cleans the folder up with it, too
+        patch.setattr(os, "scandir", scandir)
+        message = refusal([tmp_path])
+    assert f"The folder {tmp_path / 'locked'} cannot be read: Permission denied." in message
 
 
 def test_a_pipe_and_a_folder_called_onnx_are_no_files(published: Published, tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ def test_faces_far_apart_have_their_own_box_grown() -> None:
     assert regions(*units(left, right)) == {1: pytest.approx(grown(left)), 2: pytest.approx(grown(right))}
 
 
+def test_who_does_not_reach_a_neighbour_is_not_cut() -> None:
+    """Half-way lies inside of the large face's box, grown, and the small one's does not come near it."""
+    large, small = at(170, 200, 240), at(450, 200, 20)
+    assert regions(*units(large, small))[1] == pytest.approx(grown(large))
+    assert grown(large)[2] > (290 + 440) / 2
+
+
 def test_neighbours_are_parted_half_way_between_their_faces() -> None:
     left, right = at(200, 200, 100), at(350, 210, 120)
     found = regions(*units(left, right))
@@ -189,6 +196,18 @@ def test_feathers_of_two_widths_add_up_to_one_at_most() -> None:
     drawn = masks(*people)
     assert float((drawn[1] + drawn[2]).max()) <= 1 + 1e-6
     assert drawn[2][200, 276:].max() > 0.4
+
+
+def test_three_feathers_over_each_other_are_the_same_in_any_order() -> None:
+    """A sum of three in floating point depends on its order; the masks do not."""
+    people = [at(417, 264, 99), at(205, 100, 113), at(288, 252, 90)]
+    feathers = {417: 0.5, 205: 0.3, 288: 0.1}
+    drawn: list[dict[int, torch.Tensor]] = []
+    for order in permutations(people):
+        found = masks(*(unit(n, face, feather=feathers[round(face.box[0] + face.box[2]) // 2])  # type: ignore[index]
+                        for n, face in enumerate(order, 1)))  # fmt: skip
+        drawn.append({people.index(face): found[n] for n, face in enumerate(order, 1)})
+    assert all(torch.equal(other[n], mask) for other in drawn[1:] for n, mask in drawn[0].items())
 
 
 def test_a_later_pass_draws_the_same_region_on_its_canvas() -> None:

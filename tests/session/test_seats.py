@@ -117,7 +117,7 @@ def test_more_units_than_faces_is_said_with_the_numbers(store: ImageStore) -> No
 
 def test_a_number_and_a_count_name_the_face(store: ImageStore) -> None:
     seating = Seating([(2, unit(pose_face="largest")), (5, unit())], store)
-    for number, named in ((2, (RIGHT, 3, 3)), (5, (LEFT, 1, 3))):
+    for number, named in ((2, (RIGHT, (400, 200), 3, 3)), (5, (LEFT, (400, 200), 1, 3))):
         seat = seating.seat(number)
         assert seat is not None
         assert seat.take(None, Faces()) == named  # type: ignore[arg-type]
