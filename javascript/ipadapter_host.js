@@ -44,7 +44,7 @@ const ipadapterHost = (() => {
 
     // A paste or the button that swaps the sides changes a slider without any event of the page, so it is looked at.
     function look() {
-        if (!document.querySelector(".ipadapter-advice, .ipadapter-map")) return;
+        if (!document.querySelector(".ipadapter-advice, .ipadapter-identity")) return;
         const now = ["txt2img", "img2img"].map(tab => FIELDS.map(field => number(tab, field))).join();
         if (now === seen) return;
         seen = now;

@@ -154,11 +154,12 @@ const ipadapterKeypoints = (() => {
         controls[Math.min(focused.place, controls.length - 1)]?.focus({preventScroll: true});
     }
 
-    // A map is drawn in the shape of the picture to be made, which has changed.
+    // A map is drawn in the shape of the picture to be made, which has changed; where the points did not fit into the
+    // shape before, there is no map yet.
     function onHostChange() {
-        for (const map of document.querySelectorAll(MAP)) {
-            const unit = map.closest(UNIT), size = ipadapterHost.size(unit);
-            if (size && size !== map.dataset.size) ipadapterDrawings.redraw(unit.id);
+        for (const part of document.querySelectorAll(".ipadapter-identity")) {
+            const unit = part.closest(UNIT), size = ipadapterHost.size(unit);
+            if (size && size !== part.dataset.size) ipadapterDrawings.redraw(unit.id);
         }
     }
 

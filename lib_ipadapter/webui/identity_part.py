@@ -21,6 +21,9 @@ from .keypoint_looks import NO_MAP, KeypointMap, MapLayout, map_of_points
 from .looks import Looks
 from .strip import message_line, pose_html
 
+UNKNOWN_SIZE = (
+    "The keypoints are pixels of the picture to be made, whose size this tab does not show: they cannot be drawn here."
+)
 Photo = tuple[str, str, FaceChoice | None]
 """A reference, what it is called on the page, and which of its faces counts; None where units share them out."""
 
@@ -72,7 +75,10 @@ def identity_part(
     if not drawn:
         drawn, pending = _map(services, _photo_of_map(services, given), adapter, intent, layout, analyse=analyse)
     preview = _pose(services, given.pose) + drawn
-    return IdentityPart(f'<div class="ipadapter-identity">{preview}</div>', advice_html(advice), pending)
+    shape = f"{size[0]}x{size[1]}" if size is not None else ""
+    return IdentityPart(
+        f'<div class="ipadapter-identity" data-size="{shape}">{preview}</div>', advice_html(advice), pending
+    )
 
 
 def _given_map(given: MapFields, layout: MapLayout) -> str:
@@ -82,6 +88,8 @@ def _given_map(given: MapFields, layout: MapLayout) -> str:
         points = parse_keypoints(KEYPOINTS.parse(given.keypoints))
         if isinstance(points, str):
             return ""
+        if layout.size is None and max(map(max, points)) > 1:
+            return message_line(UNKNOWN_SIZE, error=False)
         return editor_html(map_of_points(points, layout), "Your own keypoints", given=True)
 
     html, problem = attempt(look, "")

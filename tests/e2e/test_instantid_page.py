@@ -250,3 +250,13 @@ def test_the_map_has_the_shape_of_the_picture_to_be_made(editor: Accordion) -> N
     page.wait_for_selector(shape % "512x768", timeout=PATIENCE_MS)
     box = page.locator(f"{editor.unit()} .ipadapter-map").bounding_box()
     assert box["height"] / box["width"] == pytest.approx(1.5, abs=0.02)
+
+
+def test_a_map_comes_back_when_the_face_fits_again(editor: Accordion) -> None:
+    """The middle of the photo covers the picture: of a low one, the face is outside."""
+    page, handles = editor.page, f"{editor.unit()} .ipadapter-dot"
+    set_host(page, width=1024, height=64)
+    page.wait_for_selector(handles, state="detached", timeout=PATIENCE_MS)
+    editor.wait_for_text("preview", "outside the canvas")
+    set_host(page, height=1024)
+    page.wait_for_selector(f"{editor.unit()} .ipadapter-map[data-size='1024x1024']", timeout=PATIENCE_MS)

@@ -352,8 +352,11 @@ def test_given_points_are_drawn_with_handles_and_what_is_wrong_with_them_is_said
 
     given = json.dumps([[0.4, 0.4], [0.6, 0.4], [0.5, 0.6], [0.42, 0.8], [0.58, 0.8]])
     assert preview(given).count("ipadapter-dot") == 5
-    assert 'data-size="1016x768"' in preview(given, "2+@1016x768")
+    assert preview(given, "2+@1016x768").count('data-size="1016x768"') == 2
     assert "Back to photo" in preview(given)
     assert "outside" in text_of(preview(json.dumps([[600, 5]] * 5), "3@512x512"))
+    pixels = json.dumps([[600, 5]] * 5)
+    assert "cannot be drawn here" in preview(pixels)
+    assert "ipadapter-error" not in preview(pixels), "a job knows its size"
     assert "five points" in text_of(preview("[[1,2]]"))
     assert "ipadapter-dot" not in preview("auto")
