@@ -42,8 +42,9 @@ class Result:
 class Client:
     """Small, quick jobs on one WebUI; every job has a fixed seed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, steps: int = 4) -> None:
         self.url = url.rstrip("/")
+        self.steps = steps
 
     def request(self, path: str, body: Any = None) -> tuple[int, Any]:
         """GET, or POST with a body; the status and the JSON answer."""
@@ -76,7 +77,7 @@ class Client:
 
     def _job(self, path: str, units: tuple[Any, ...], changes: dict[str, Any]) -> Result:
         body: dict[str, Any] = {
-            "prompt": "a cat in a garden", "steps": 4, "width": SIDE, "height": SIDE, "seed": 1, "cfg_scale": 5,
+            "prompt": "a cat in a garden", "steps": self.steps, "width": SIDE, "height": SIDE, "seed": 1, "cfg_scale": 5,
             "sampler_name": "Euler", "send_images": True, "save_images": False,
         }  # fmt: skip
         body |= changes
