@@ -133,7 +133,11 @@ class ManagedNet:
     def release(self) -> None:
         """The manager holds what it has loaded until it needs the room; this net is not coming back."""
         self.leave()
-        self._memory.unload_model_clones(self._patcher)
+        unload = getattr(self._memory, "unload_model_clones", None)
+        if unload is None:
+            _unload_from_reforge(self._memory, self._patcher)
+        else:
+            unload(self._patcher)
 
 
 def build_managed(
@@ -142,10 +146,16 @@ def build_managed(
     """Read a net on the CPU, of layers that Forge can swap one by one; reForge and Classic load it whole."""
     with _swappable(dtype):
         net = load_identity_net(spec, path, dtype=dtype)
-    patcher = _patcher_module().ModelPatcher(
-        net, load_device=memory.get_torch_device(), offload_device=_CPU, current_device=_CPU
-    )
+    patcher = _patcher_module().ModelPatcher(net, load_device=memory.get_torch_device(), offload_device=_CPU)
     return ManagedNet(net, patcher, lambda: sd_model.forge_objects, memory)
+
+
+def _unload_from_reforge(memory: Any, patcher: Any) -> None:
+    """As its manager does with a clone of what it is about to load (model_management.py, load_models_gpu)."""
+    loaded = memory.current_loaded_models
+    for place in reversed(range(len(loaded))):
+        if loaded[place].model is patcher:
+            loaded.pop(place).model.detach()
 
 
 def _swappable(dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.e2e.client import Client, distance, encoded, picture
+from tests.e2e.client import Client, claimed, distance, encoded, picture
 from tests.encoders.face_pictures import DrawnFace, face_picture, portrait
 
 ROUTE = "/ipadapter/v1/faces"
@@ -129,9 +128,7 @@ def test_a_person_changes_the_picture_and_leaves_nothing_behind(webui):
     plain = webui.txt2img()
     person = webui.txt2img({"images": [ONE], "intent": "face"})
     assert distance(person, plain) > VISIBLE
-    value = re.search(r'IP-Adapter unit 1: ("(?:[^"\\]|\\.)*")', person.infotexts[0])
-    assert value, person.infotexts[0]
-    record = json.loads(json.loads(value[1]))
+    record = claimed(person)
     assert record["intent"] == "face"
     assert record["ran"]["faces"].split()[0] == "buffalo_l"
     assert distance(webui.txt2img(), plain) == 0

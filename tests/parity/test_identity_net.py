@@ -31,35 +31,11 @@ pytest.importorskip("diffusers", reason="diffusers is in the Forge environment o
 
 from diffusers import ControlNetModel
 
-from tests.parity.diffusers_unets import diffusers_inputs, diffusers_twin, sdxl_condition
+from tests.parity.diffusers_unets import diffusers_controlnet, diffusers_inputs, diffusers_twin, sdxl_condition
 
 SPECS = {"SD1": narrow(SD15), "SDXL": narrow(SDXL, y_dim=16 + 6 * 8, depths=2)}
 UNETS = {"SD1": sd15_unet, "SDXL": partial(sdxl_unet, depths={2: 2, 4: 2})}
 STRENGTH = 0.7
-
-
-def diffusers_controlnet(spec: ControlNetSpec, tensors: dict[str, Tensor], size_width: int = 8) -> ControlNetModel:
-    """diffusers' ControlNet of these sizes and weights; `size_width` is what it makes of each number in `time_ids`."""
-    names = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in spec.depths]
-    options: dict[str, Any] = {}
-    if spec.y_dim:
-        options = {
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": size_width,
-            "projection_class_embeddings_input_dim": spec.y_dim,
-        }
-    net = ControlNetModel(
-        down_block_types=names,
-        block_out_channels=spec.channels,
-        cross_attention_dim=spec.context_dim,
-        attention_head_dim=spec.heads,  # historical: the number of heads
-        transformer_layers_per_block=[depth or spec.mid_depth for depth in spec.depths],
-        use_linear_projection=spec.context_dim != 768,
-        conditioning_embedding_out_channels=spec.hint_widths,
-        **options,
-    )
-    net.load_state_dict(as_published(spec, tensors), strict=True)
-    return net.eval().requires_grad_(False)
 
 
 def call(spec: ControlNetSpec, size: tuple[int, int] = (16, 24), rows: int = 2) -> dict[str, Tensor]:
