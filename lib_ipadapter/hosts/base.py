@@ -17,6 +17,7 @@ from torch.torch_version import TorchVersion
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
 from ..library.spec import ControlNetSpec
+from .extension_nets import ExtensionNets
 from .identity_nets import HostNet
 from .loras import HostLora
 
@@ -133,6 +134,10 @@ class Host(Protocol):
 
         Raises: AdapterFileError.
         """
+        ...
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        """The host's ControlNet extension, to run IdentityNets in the job `p`; it need not be installed."""
         ...
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:

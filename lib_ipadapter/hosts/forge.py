@@ -26,6 +26,8 @@ from .base import (
     search_folders,
     torch_too_old,
 )
+from .extension_nets import ExtensionNets
+from .forge_controlnet import ForgeControlNet
 from .forge_loras import build_patches
 from .identity_nets import HostNet, build_managed
 from .loras import HostLora, lora_folders, typed_loras
@@ -140,6 +142,9 @@ class ForgeHost:
         model = p.sd_model.forge_objects.unet.model
         dtype = getattr(model, "computation_dtype", None) or self.dtype()
         return build_managed(p.sd_model, spec, path, dtype, _memory())
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        return ForgeControlNet(_memory(), OptionsReader())
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths

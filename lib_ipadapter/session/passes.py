@@ -136,7 +136,7 @@ def attach_pass(
     scope = AttachmentScope()
     try:
         nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, masks, sampling=sampling))
-        scope = attach(unet, attentions, read_call, layers, companions=(nets,))
+        scope = attach(unet, attentions, read_call, layers, companions=(nets, *plan.nets.alongside))
         loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
     except BaseException:
         scope.close()
