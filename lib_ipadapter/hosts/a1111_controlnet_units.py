@@ -19,8 +19,8 @@ API = "internal_controlnet.external_code"
 MARK = "instant_id"
 """What the extension wants in the path of both halves (controlnet_model_guess.py, ipadapter_model.py)."""
 UNITS = 2
-_WIDTHS = {(320, 640, 1280, 1280), (320, 640, 1280)}
-_HINT_WIDTHS = (16, 32, 96, 256)
+WIDTHS = {(320, 640, 1280, 1280), (320, 640, 1280)}
+HINT_WIDTHS = (16, 32, 96, 256)
 BUILT_IN = "or set the unit to run IdentityNet built-in"
 
 
@@ -48,7 +48,7 @@ def check_batch_option(script: Any) -> None:
 def check_widths(pair: ExtensionPair) -> None:
     """The extension builds nets of the published sizes only (controlnet_model_guess.py). Raises."""
     spec = pair.spec
-    usual = spec.channels in _WIDTHS and spec.hint_widths == _HINT_WIDTHS
+    usual = spec.channels in WIDTHS and spec.hint_widths == HINT_WIDTHS
     if not usual or (not spec.y_dim and set(spec.heads) != {8}):
         raise UnsupportedHostStateError(
             f"{pair.net.name} has levels of {'-'.join(map(str, spec.channels))} channels, and the ControlNet extension "
