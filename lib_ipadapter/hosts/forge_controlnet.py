@@ -11,11 +11,11 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..core.attach import Companion
+from ..core.attach import AttachmentScope, Companion
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
 from .base import CallReader
@@ -60,7 +60,7 @@ class ForgeControlNet:
         objects = p.sd_model.forge_objects
         patcher, controls = objects.unet, []
         for net in nets:
-            control, patcher = _add(patcher, self._loaded[net.path], net, self._reader)
+            control, patcher = _add(patcher, self._loaded[net.path], _Watch(FaceRows(net), unet), self._reader)
             controls.append(control)
             shown = (net.name, tuple(net.hint.shape))
             if shown not in self._shown:
@@ -93,9 +93,9 @@ class ForgeControlNet:
 class _FaceControl:
     """One copy of a ControlNet's patcher, whose `get_control` runs it with the face's tokens and nobody else's."""
 
-    def __init__(self, control: Any, net: ExtensionNet, reader: CallReader) -> None:
+    def __init__(self, control: Any, watch: _Watch, reader: CallReader) -> None:
         self.control = control
-        self.watch = _Watch(FaceRows(net))
+        self.watch = watch
         self._reader = reader
         self._run = control.get_control
         control.get_control = self.get_control
@@ -119,9 +119,11 @@ class _FaceControl:
         control.transformer_options = {name: value for name, value in kept.items() if name != MODIFIERS}
         control.previous_controlnet = None if before is None else _Given(before)
         try:
-            return self._run(x, sigmas, swapped, chunks, *more)
+            found = self._run(x, sigmas, swapped, chunks, *more)
         finally:
             control.previous_controlnet, control.transformer_options = chained, kept
+        self.watch.middle = found["middle"][0]
+        return found
 
     def _read(self, x: Any, sigmas: Any, text: Any, options: Any) -> UNetCall:
         timesteps = self.control.model_sampling_current.timestep(sigmas)
@@ -142,10 +144,28 @@ class _Given:
 
 
 class _Watch(Watching):
-    """Sees that the net ran before each call of the UNet in which it acts."""
+    """Sees that the net ran before each call of the UNet in which it acts, and that its residuals have a place there.
 
-    def __init__(self, rows: FaceRows) -> None:
+    Where their sizes differ the host prints a warning and leaves them out (backend/nn/unet.py, apply_control).
+    """
+
+    def __init__(self, rows: FaceRows, unet: nn.Module) -> None:
         self.rows = rows
+        self.middle: Tensor | None = None
+        self._unet = unet
+
+    def hook(self, scope: AttachmentScope) -> None:
+        """On the middle block's last layer: reForge and Classic run a block's layers one by one."""
+        block = cast("nn.Sequential", self._unet.middle_block)
+        scope.hold(block[len(block) - 1].register_forward_hook(self._compare))
+
+    def _compare(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        middle, self.middle = self.middle, None
+        if middle is not None and middle.shape[1:] != output.shape[1:]:
+            raise UnsupportedHostStateError(
+                f"The middle block gave {tuple(output.shape)} and IdentityNet has {tuple(middle.shape)} for it; "
+                "another extension reshapes the UNet (Kohya HRFix, DeepShrink?): turn it off, or IdentityNet."
+            )
 
     def acts(self, call: UNetCall) -> bool:
         return self.rows.net.window.active(call.fraction)
@@ -189,10 +209,11 @@ def _unchain(patcher: Any, ours: Sequence[Any]) -> None:
         control = control.previous_controlnet
 
 
-def _add(patcher: Any, loaded: Any, net: ExtensionNet, reader: CallReader) -> tuple[_FaceControl, Any]:
+def _add(patcher: Any, loaded: Any, watch: _Watch, reader: CallReader) -> tuple[_FaceControl, Any]:
     """The net's copy at the head of a clone's chain. The host's own window is left open: ours counts steps."""
+    net = watch.rows.net
     clone = _applier()(patcher, loaded, net.hint, net.strength, 0.0, 1.0)
-    return _FaceControl(clone.controlnet_linked_list, net, reader), clone
+    return _FaceControl(clone.controlnet_linked_list, watch, reader), clone
 
 
 def _load(pair: ExtensionPair) -> Any:

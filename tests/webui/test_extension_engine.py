@@ -218,6 +218,22 @@ def test_forge_is_left_as_it_was(extended: Extended) -> None:
     assert not any(type(one.model).__name__ == "ControlModel" for one in memory_management.current_loaded_models)
 
 
+def test_forge_with_a_reshaped_middle_block_is_refused(extended: Extended) -> None:
+    """The host would leave the residual out and print a line."""
+    if not extended.prompting.is_forge:
+        pytest.skip("the Forge family's UNet")
+    from modules import shared
+
+    block = shared.sd_model.forge_objects.unet.model.diffusion_model.middle_block
+    handle = block[len(block) - 1].register_forward_hook(lambda module, args, out: out[..., :1])
+    try:
+        answer = extended.prompting.post(THROUGH)
+    finally:
+        handle.remove()
+    assert answer.status_code == 422, answer.text
+    assert "Kohya HRFix" in answer.json()["detail"]
+
+
 class TestA1111:
     """The extension's units."""
 
