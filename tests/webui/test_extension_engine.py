@@ -227,7 +227,7 @@ def test_forge_with_a_reshaped_middle_block_is_refused(extended: Extended) -> No
     block = shared.sd_model.forge_objects.unet.model.diffusion_model.middle_block
     handle = block[len(block) - 1].register_forward_hook(lambda module, args, out: out[..., :1])
     try:
-        answer = extended.prompting.post(THROUGH)
+        answer = extended.prompting.post(THROUGH, width=128, height=128)
     finally:
         handle.remove()
     assert answer.status_code == 422, answer.text
