@@ -122,7 +122,7 @@ class _FaceControl:
             found = self._run(x, sigmas, swapped, chunks, *more)
         finally:
             control.previous_controlnet, control.transformer_options = chained, kept
-        self.watch.middle = found["middle"][0]
+        self.watch.remember(found)
         return found
 
     def _read(self, x: Any, sigmas: Any, text: Any, options: Any) -> UNetCall:
@@ -151,20 +151,32 @@ class _Watch(Watching):
 
     def __init__(self, rows: FaceRows, unet: nn.Module) -> None:
         self.rows = rows
-        self.middle: Tensor | None = None
-        self._unet = unet
+        self._unet = cast(Any, unet)
+        self._sizes: dict[str, tuple[int, ...]] = {}
+
+    def remember(self, control: dict[str, list[Tensor]]) -> None:
+        """Heights and widths of the residuals for the call that follows, whose lists the host empties."""
+        outputs = reversed(control["output"])
+        self._sizes = {f"output_blocks.{place}": tuple(one.shape[2:]) for place, one in enumerate(outputs)}
+        self._sizes["middle_block"] = tuple(control["middle"][0].shape[2:])
 
     def hook(self, scope: AttachmentScope) -> None:
-        """On the middle block's last layer: reForge and Classic run a block's layers one by one."""
-        block = cast("nn.Sequential", self._unet.middle_block)
-        scope.hold(block[len(block) - 1].register_forward_hook(self._compare))
+        """On the blocks' layers, not the blocks: reForge and Classic run a block's layers one by one."""
+        middle = self._unet.middle_block
+        scope.hold(middle[len(middle) - 1].register_forward_hook(self._middle))
+        for place, block in enumerate(self._unet.output_blocks):
+            name = f"output_blocks.{place}"
+            scope.hold(block[0].register_forward_pre_hook(lambda module, args, name=name: self._compare(name, args[0])))
 
-    def _compare(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        middle, self.middle = self.middle, None
-        if middle is not None and middle.shape[1:] != output.shape[1:]:
+    def _middle(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self._compare("middle_block", output)
+
+    def _compare(self, name: str, found: Tensor) -> None:
+        size = self._sizes.pop(name, None)
+        if size is not None and tuple(found.shape[2:]) != size:
             raise UnsupportedHostStateError(
-                f"The middle block gave {tuple(output.shape)} and IdentityNet has {tuple(middle.shape)} for it; "
-                "another extension reshapes the UNet (Kohya HRFix, DeepShrink?): turn it off, or IdentityNet."
+                f"{name} got {tuple(found.shape)} and IdentityNet is {size[0]} x {size[1]} there; another extension "
+                "reshapes the UNet (Kohya HRFix, DeepShrink?): turn it off, or IdentityNet."
             )
 
     def acts(self, call: UNetCall) -> bool:
@@ -225,7 +237,9 @@ def _load(pair: ExtensionPair) -> Any:
         patcher = getattr(load(str(pair.net)), "model_patcher", None)
     except Exception as error:
         logger.exception("%s", what)
-        raise UnsupportedHostStateError(f"{what} ({type(error).__name__}: {error}): {advice}") from None
+        raise UnsupportedHostStateError(
+            f"{what} ({type(error).__name__}; the console has the details): {advice}"
+        ) from None
     net = getattr(patcher, "control_model", None)
     if net is None:
         raise UnsupportedHostStateError(f"{what} as a ControlNet: {advice}")

@@ -218,19 +218,26 @@ def test_forge_is_left_as_it_was(extended: Extended) -> None:
     assert not any(type(one.model).__name__ == "ControlModel" for one in memory_management.current_loaded_models)
 
 
-def test_forge_with_a_reshaped_middle_block_is_refused(extended: Extended) -> None:
-    """The host would leave the residual out and print a line."""
+@pytest.mark.parametrize("place", ["middle_block", "output_blocks"])
+def test_forge_with_a_reshaped_unet_is_refused(extended: Extended, place: str) -> None:
+    """The host would leave the residual out and print a line (Kohya HRFix)."""
     if not extended.prompting.is_forge:
         pytest.skip("the Forge family's UNet")
     from modules import shared
 
-    block = shared.sd_model.forge_objects.unet.model.diffusion_model.middle_block
-    handle = block[len(block) - 1].register_forward_hook(lambda module, args, out: out[..., :1])
+    unet = shared.sd_model.forge_objects.unet.model.diffusion_model
+    if place == "middle_block":
+        layer = unet.middle_block[len(unet.middle_block) - 1]
+        handle = layer.register_forward_hook(lambda module, args, out: out[..., :1])
+    else:
+        layer = unet.output_blocks[4][0]
+        handle = layer.register_forward_pre_hook(lambda module, args: (args[0][..., :1], *args[1:]))
     try:
         answer = extended.prompting.post(THROUGH, width=128, height=128)
     finally:
         handle.remove()
-    assert answer.status_code == 422, answer.text
+    assert answer.status_code == 422, answer.status_code
+    assert answer.json()["detail"].startswith(place)
     assert "Kohya HRFix" in answer.json()["detail"]
 
 
