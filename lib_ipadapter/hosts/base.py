@@ -17,6 +17,7 @@ from torch.torch_version import TorchVersion
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
 from ..library.spec import ControlNetSpec
+from .extension_nets import ExtensionNets
 from .guidance import Guidance, Rescale
 from .identity_nets import HostNet
 from .loras import HostLora
@@ -138,6 +139,10 @@ class Host(Protocol):
 
     def guide(self, p: Any, rescale: Rescale) -> Guidance:
         """Let `rescale` change the guided predictions of the pass of `p` that is about to start, or is under way."""
+        ...
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        """The host's ControlNet extension, to run IdentityNets in the job `p`; it need not be installed."""
         ...
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:

@@ -26,6 +26,8 @@ from .base import (
     search_folders,
     torch_too_old,
 )
+from .extension_nets import ExtensionNets
+from .forge_controlnet import ForgeControlNet
 from .forge_loras import build_patches
 from .guidance import Guidance, Rescale, SamplingGuidance
 from .identity_nets import HostNet, build_managed
@@ -144,6 +146,9 @@ class ForgeHost:
 
     def guide(self, p: Any, rescale: Rescale) -> Guidance:
         return SamplingGuidance(p.sd_model, rescale)
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        return ForgeControlNet(_memory(), OptionsReader())
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths

@@ -17,10 +17,13 @@ from .preferences import INSTANTID
 
 @dataclass(frozen=True)
 class PreparedIdentity:
-    """IdentityNet's side of a prepared unit. `context` (2, T, D) are the face's tokens, for prompt and negative."""
+    """IdentityNet's side of a prepared unit. `context` (2, T, D) are the face's tokens, for prompt and negative.
+
+    `held` is None where the ControlNet extension runs the net.
+    """
 
     file: IdentityFile
-    held: HostNet = field(repr=False)
+    held: HostNet | None = field(repr=False)
     face: FaceKeypoints
     context: Tensor = field(repr=False)
 

@@ -18,6 +18,7 @@ from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
 from .claims import Claims
+from .extension import JobExtension
 from .failures import afresh, as_named
 from .identity import JobNets
 from .maps import show_maps
@@ -40,7 +41,9 @@ class Job:
     asked to go on, told of in a warning while the rest is sampled without image prompts.
     """
 
-    def __init__(self, p: Any, request: Request | IPAdapterError, services: Services) -> None:
+    def __init__(
+        self, p: Any, request: Request | IPAdapterError, services: Services, extension: JobExtension | None = None
+    ) -> None:
         # Weak, as `p` holds its job: a finished processing object and its tensors go at once, not with a later
         # collection of garbage.
         self._processing = weakref.ref(p)
@@ -53,7 +56,7 @@ class Job:
         self._scores: IdentityScores | None = None
         self._pictures = 0
         self._reader = services.host.call_reader(p)
-        self._nets = JobNets(services, self._warn)
+        self._nets = JobNets(services, self._warn, extension)
         self._passes = 0
         self._canvas: Canvas | None = None
         self._over = False
@@ -101,6 +104,7 @@ class Job:
         if self._scores is not None:
             self._scores.begin_batch()
         p = self.p
+        self._nets.settle()
         earlier = p.__dict__.get("sample")
         while isinstance(earlier, WrappedSample):
             earlier.undo(p)
@@ -141,6 +145,7 @@ class Job:
             self._reader.begin_step(params)
             if self._pass is not None:
                 self._pass.begin_step(params)
+            self._nets.begin_step(params)
 
         self._guarded(follow)
 

@@ -153,7 +153,7 @@ def attach_pass(
     scope = AttachmentScope()
     try:
         nets = UNetResiduals(unet, plan.nets.enter(p, fitting, canvas, masks, sampling=sampling))
-        scope = attach(unet, attentions, read_call, layers, companions=(nets,))
+        scope = attach(unet, attentions, read_call, layers, companions=(nets, *plan.nets.alongside))
         loras = plan.loras.put_on(p, [unit.number for unit in fitting], sampling=sampling)
         # On the Forge family each of these three is a clone of the patcher before it, taken off in the other order.
         rescale = plan.rescale.put_on(p, fitting)

@@ -53,6 +53,15 @@ NET_ROWS: FieldSpec[str] = FieldSpec(
     "alone, which takes half its time.",
     choices=(("both", "Prompt and negative"), ("cond", "Prompt only (faster)")),
 )
+NET_ENGINE: FieldSpec[str] = FieldSpec(
+    name="net_engine",
+    label="Run IdentityNet in",
+    kind="choice",
+    default="builtin",
+    help="Who runs IdentityNet: this extension, or the ControlNet extension as one of its own, which has to list both "
+    "halves of InstantID. On AUTOMATIC1111 it takes one person and two of its units.",
+    choices=(("builtin", "Built-in"), ("controlnet", "ControlNet extension")),
+)
 KEYPOINTS: FieldSpec[str] = FieldSpec(
     name="keypoints",
     label="Keypoints",

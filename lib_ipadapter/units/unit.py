@@ -40,6 +40,7 @@ from .identity_fields import (
     IDENTITY_NET,
     KEYPOINTS,
     NET_END,
+    NET_ENGINE,
     NET_ROWS,
     NET_START,
     NET_WEIGHT,
@@ -81,6 +82,7 @@ class Unit:
     net_start: float = NET_START.default
     net_end: float = NET_END.default
     net_rows: str = NET_ROWS.default
+    net_engine: str = NET_ENGINE.default
     keypoints: str = KEYPOINTS.default
     pose: tuple[str, ...] = POSE.default
     pose_face: str = POSE_FACE.default

@@ -93,6 +93,7 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("keypoints", [(0.1, 0.123456), (1, 0), (0, 1), (0, 0), (1, 1)], "[[0.1,0.1235],[1,0],[0,1],[0,0],[1,1]]"),
         ("pose", "sha256:a", ("sha256:a",)),
         ("net_rows", "Prompt only (faster)", "cond"),
+        ("net_engine", "ControlNet extension", "controlnet"),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, given: object, expected: object) -> None:

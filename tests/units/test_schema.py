@@ -28,6 +28,7 @@ GOOD = [
     {"region": "data:image/png;base64,AAAA"},
     {"region": "iVBORw0KGgo" * 9},
     {"identity_net": "none", "net_weight": 2, "net_start": 0.5, "net_end": 0.5, "net_rows": "cond", "show_map": True},
+    {"intent": "instantid", "net_engine": "controlnet"},
     {"keypoints": "pose", "pose": ["a"], "pose_face": "2", "fit": "stretch"},
     {"keypoints": [[0.1, 0.2], [0.3, 0.2], [0.2, 0.3], [0.1, 0.4], [0.3, 0.4]]},
     {"keypoints": "[[10,20],[30,20],[20,30],[10,40],[30,40]]"},

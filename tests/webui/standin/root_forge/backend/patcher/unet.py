@@ -104,6 +104,15 @@ class UnetPatcher(ModelPatcher):
         """A function called in the place of `apply_model`."""
         self.model_options["model_function_wrapper"] = unet_wrapper_function
 
+    def add_patched_controlnet(self, cnet) -> None:
+        """Put a ControlNet at the head of the chain."""
+        cnet.set_previous_controlnet(self.controlnet_linked_list)
+        self.controlnet_linked_list = cnet
+
     def list_controlnets(self) -> list[object]:
-        """The stand-in has no ControlNet."""
-        return []
+        """The chain, last added first."""
+        found, cnet = [], self.controlnet_linked_list
+        while cnet is not None:
+            found.append(cnet)
+            cnet = cnet.previous_controlnet
+        return found
