@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..library.errors import MissingPackageError
-from .keypoints import Keypoints, Size, check_inside
+from .keypoints import Keypoints, Size, is_in_sight
 
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 """RGB of the dots, in the order of the keypoints. A limb has the colour of its outer end, darkened."""
@@ -52,12 +52,12 @@ def draw_keypoints(people: Sequence[Keypoints], canvas: Size) -> NDArray[np.uint
     """Draw people's keypoints, given in pixels of the canvas, on black: (H, W, 3) RGB.
 
     Dots of radius 10 and limbs of half-width 4 at the official canvas, in proportion elsewhere, at least one pixel.
-    Limbs are drawn before all dots, so no person's limb covers another's dot. Nobody gives a black picture.
+    Limbs are drawn before all dots, so no person's limb covers another's dot. What lies outside the canvas is cut off;
+    nobody gives a black picture.
 
-    Raises: KeypointsError when a point is outside the canvas; MissingPackageError without OpenCV.
+    Raises: MissingPackageError without OpenCV.
     """
-    for person in people:
-        check_inside(person, canvas, "canvas")
+    people = [person for person in people if is_in_sight(person, canvas)]
     cv2 = _opencv()
     width, height = canvas
     scale = canvas_scale(canvas)

@@ -68,13 +68,16 @@ def fit_keypoints(keypoints: Keypoints, source: Size, canvas: Size, fit: Fit = "
 def crop_keypoints(keypoints: Keypoints, box: Box, canvas: Size) -> Keypoints:
     """Carry points into a crop of their picture that fills the canvas (img2img "only masked").
 
-    `box` is the crop in pixels of the picture that the points are in.
+    `box` is the crop in pixels of the picture that the points are in. A face may be cut, or lie beyond the crop.
 
-    Raises: KeypointsError when a point lies outside the crop, or the crop is empty.
+    Raises: KeypointsError when the crop is empty.
     """
-    found = cast(Keypoints, _moved(keypoints, *_cropping(box, canvas)))
-    check_inside(found, canvas, "canvas", "mask the whole face, or raise the padding of the masked area")
-    return found
+    return cast(Keypoints, _moved(keypoints, *_cropping(box, canvas)))
+
+
+def is_in_sight(keypoints: Keypoints, size: Size) -> bool:
+    """Whether any of the points is inside a picture of `size`."""
+    return any(0 <= x <= size[0] and 0 <= y <= size[1] for x, y in keypoints)
 
 
 def fit_box(face: Box, source: Size, canvas: Size, fit: Fit = "crop") -> Box:

@@ -107,19 +107,16 @@ def lay(face: FaceKeypoints, frame: Frame, canvas: Size, fit: str) -> Keypoints:
     """The keypoints in pixels of a pass's canvas.
 
     They are laid into the frame first, so that every pass of a job shows the same picture; a hires pass of another
-    shape cuts it in the middle, as the hosts do with the latents.
+    shape cuts it in the middle, as the hosts do with the latents. Only of a crop, points may lie outside.
 
-    Raises: KeypointsError when a point falls outside the canvas.
+    Raises: KeypointsError when a point falls outside the frame, or outside the canvas that shows all of it.
     """
     if face.size is None:
         points = read_keypoints(face.points, frame.size)
     else:
         points = fit_keypoints(_within(cast(Keypoints, face.points), face.size), face.size, frame.size, cast(Fit, fit))
     if frame.crop is not None:
-        try:
-            return crop_keypoints(points, frame.crop.seen(canvas), canvas)
-        except KeypointsError as error:
-            raise KeypointsError(f"Only the masked part is sampled. {error}") from error
+        return crop_keypoints(points, frame.crop.seen(canvas), canvas)
     return fit_keypoints(points, frame.size, canvas, "crop")
 
 

@@ -213,8 +213,8 @@ def why_idle(prepared: PreparedUnit, plan: PassPlan, *, with_lora: bool = False)
     number, unit = prepared.number, prepared.unit
     if number in plan.outside:
         return (
-            f"Unit {number} did not act: no part of its region lies in the part of the picture that was sampled. Move "
-            "the region or the inpainting mask, or let the unit act everywhere."
+            f"Unit {number} did not act: no part of its region, or of its face, lies in the part of the picture that "
+            "was sampled. Move the region or the inpainting mask, or let the unit act everywhere."
         )
     if number not in plan.attached:
         return (

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..encoders.keypoints import Box, Size
+from ..encoders.keypoints import Box, Size, is_in_sight
 from ..library.errors import BadUnitError, KeypointsError
 from ..units.regions import AUTO, FACE
 from ..units.unit import Unit
-from .keypoints import Frame, first_canvas, frame_of, lay_box
+from .keypoints import Frame, first_canvas, frame_of, lay, lay_box
 from .models import Choice
 from .preferences import INSTANTID
 from .prepare import PreparedUnit
@@ -50,6 +50,19 @@ def needs_face(unit: Unit, choice: Choice) -> bool:
     return choice.net is not None or unit.region == FACE
 
 
+def require_a_face_in_sight(p: Any, units: Sequence[PreparedUnit]) -> None:
+    """See that where only a part of the picture is sampled, IdentityNet has somebody to act on.
+
+    Raises: KeypointsError where every InstantID unit's face lies outside of that part.
+    """
+    people = [unit for unit in units if unit.identity is not None]
+    if people and not _in_sight(people, frame_of(p), first_canvas(p)):
+        raise KeypointsError(
+            "Only the masked part is sampled, and no keypoint of a face lies in it: mask the face, or raise the "
+            "padding of the masked area, or set the unit's keypoints to none."
+        )
+
+
 def told_regions(p: Any, units: Sequence[PreparedUnit]) -> dict[int, str]:
     """The regions that follow from faces, by the units' numbers, as "x,y,width,height" of the first pass's canvas.
 
@@ -71,19 +84,25 @@ def draw_masks(
 ) -> dict[int, Tensor]:
     """The regions of those of `units` that have one, by their numbers, as masks (H, W) of the pass's canvas.
 
-    `everybody` are the job's units, also those that are off in this pass: they keep their places.
+    `everybody` are the job's units, also those that are off in this pass: they keep their places. A person whose face
+    is not in the part of the picture that is sampled has a region of nothing.
 
     Raises: UnsupportedHostStateError where the canvas, or the part of the picture that it shows, is not known.
     """
     drawn = [(unit.number, unit.region) for unit in units if unit.region is not None]
     placed = _placed(everybody) & {unit.number for unit in units}
-    if not drawn and not placed:
+    people = [unit for unit in units if unit.identity is not None]
+    if not drawn and not placed and not people:
         return {}
     frame = frame_of(p)
     masks = {number: draw_region(region, canvas, frame.crop) for number, region in drawn}
     if placed:
         faces = _draw_faces(everybody, frame, known(canvas))
         masks |= {number: mask for number, mask in faces.items() if number in placed}
+    if frame.crop is not None and people:
+        height, width = known(canvas)
+        hidden = {unit.number for unit in people} - _in_sight(people, frame, (width, height))
+        masks |= {number: torch.zeros(height, width) for number in hidden}
     return masks
 
 
@@ -99,6 +118,15 @@ def face_regions(units: Sequence[PreparedUnit], frame: Frame, canvas: Size) -> d
         if number in regions and _overlap(grown[number], grown[other]):
             regions[number] = _cut(regions[number], faces[number], faces[other], (number, other))
     return regions
+
+
+def _in_sight(people: Sequence[PreparedUnit], frame: Frame, canvas: Size) -> set[int]:
+    """The numbers of those whose face has a keypoint on the canvas."""
+    return {
+        unit.number
+        for unit in people
+        if unit.face is not None and is_in_sight(lay(unit.face, frame, canvas, unit.unit.fit), canvas)
+    }
 
 
 def _placed(units: Sequence[PreparedUnit]) -> set[int]:

@@ -21,7 +21,7 @@ from .keypoints import find_keypoints
 from .loras import JobLoras
 from .models import Choice
 from .passes import PassPlan
-from .people import needs_face, told_regions
+from .people import needs_face, require_a_face_in_sight, told_regions
 from .planning import loaded_base, plan_units
 from .preferences import INSTANTID
 from .prepare import PreparedUnit, lora_request, prepare_unit, read_references
@@ -46,6 +46,7 @@ def ready_plan(p: Any, request: Request, services: Services, nets: JobNets, warn
     loras.expect([unit.number for unit in prepared])
     if not prepared:
         return None
+    require_a_face_in_sight(p, prepared)
     return PassPlan(tuple(prepared), loras, nets, JobRescale(services.host), told_regions(p, prepared))
 
 

@@ -14,7 +14,7 @@ import torch
 
 from lib_ipadapter.encoders.keypoint_map import as_hint, canvas_scale, draw_keypoints, official_canvas
 from lib_ipadapter.encoders.keypoints import Keypoints
-from lib_ipadapter.library.errors import KeypointsError, MissingPackageError
+from lib_ipadapter.library.errors import MissingPackageError
 
 cv2 = pytest.importorskip("cv2", reason="the hosts ship OpenCV")
 
@@ -114,11 +114,14 @@ def test_several_people_on_one_map() -> None:
     assert not draw_keypoints([], size).any()
 
 
-def test_a_point_outside_the_canvas_is_refused() -> None:
-    points = face((512, 512), 0)
-    with pytest.raises(KeypointsError, match=r"nose\) lies at 600, 20, outside the canvas of 512x512"):
-        draw_keypoints([(*points[:2], (600, 20), *points[3:])], (512, 512))
-    draw_keypoints([(*points[:2], (512, 512), *points[3:])], (512, 512))
+def test_what_lies_outside_the_canvas_is_cut_off() -> None:
+    size, left, up = (512, 512), 212, 120
+    person = ((200, 120), (320, 120), (260, 200), (210, 280), (310, 280))
+    whole = draw_keypoints([person], size)
+    cut = draw_keypoints([tuple((x - left, y - up) for x, y in person)], size)  # type: ignore[list-item]
+    assert cut.any()
+    assert np.array_equal(cut[: 512 - up, : 512 - left], whole[up:, left:])
+    assert not draw_keypoints([tuple((x - 400, y) for x, y in person)], size).any()  # type: ignore[list-item]
 
 
 def test_the_hint() -> None:

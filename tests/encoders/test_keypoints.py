@@ -12,6 +12,7 @@ from lib_ipadapter.encoders.keypoints import (
     Keypoints,
     crop_keypoints,
     fit_keypoints,
+    is_in_sight,
     read_keypoints,
     relative_keypoints,
 )
@@ -73,8 +74,11 @@ def test_crop_and_pad_keep_the_faces_shape() -> None:
 def test_only_masked() -> None:
     found = crop_keypoints(FACE, (30, 40, 70, 80), (400, 800))
     assert close(found, [((x - 30) * 10, (y - 40) * 20) for x, y in FACE])
-    with pytest.raises(KeypointsError, match=r"second eye\) lies at .*mask the whole face"):
-        crop_keypoints(FACE, (30, 40, 55, 80), (400, 800))
+    assert is_in_sight(found, (400, 800))
+    cut = crop_keypoints(FACE, (30, 40, 55, 80), (400, 800))
+    assert is_in_sight(cut, (400, 800))
+    assert not all(0 <= x <= 400 for x, _ in cut)
+    assert not is_in_sight(crop_keypoints(FACE, (90, 90, 100, 100), (400, 800)), (400, 800))
     with pytest.raises(KeypointsError, match="empty"):
         crop_keypoints(FACE, (30, 40, 30, 80), (400, 800))
 

@@ -399,8 +399,11 @@ def test_only_masked_maps_the_points_into_the_crop(run: Run, unet: nn.Module, fo
     _, ours = run({"keypoints": json.dumps(points)}, **masked)
     cut = tuple(((x - 100) * SIZE / 80, (y - 20) * SIZE / 80) for x, y in points)
     assert_same(ours[0], by_hand(unet, prepared[-1], cut))
-    with pytest.raises(KeypointsError, match=r"masked.*mask the whole face"):
-        run({"keypoints": json.dumps([[10, 10], *points[1:]])}, **masked)
+    cut = ((10 - 100) * SIZE / 80, (10 - 20) * SIZE / 80), *cut[1:]
+    _, ours = run({"keypoints": json.dumps([[10, 10], *points[1:]])}, **masked)
+    assert_same(ours[0], by_hand(unet, prepared[-1], cut))
+    with pytest.raises(KeypointsError, match=r"masked.*no keypoint of a face lies in it: mask the face"):
+        run({"keypoints": json.dumps([[x - 90, y] for x, y in points])}, **masked)
     whole = [[10, 10], *[[x / 4, y / 2] for x, y in points[1:]]]
     run({"keypoints": json.dumps(whole)}, **(masked | {"inpaint_full_res": False}))
     with pytest.raises(UnsupportedHostStateError, match="does not say where"):

@@ -227,6 +227,20 @@ def test_only_masked_moves_the_places_with_the_keypoints(run: Run, attached: Att
         assert mask[:, 250 if name == "Unit 1" else 5].max() == 0
 
 
+def test_only_masked_leaves_out_whose_face_is_not_sampled(run: Run, attached: Attached) -> None:  # noqa: F811
+    picture = Image.new("RGB", (800, 400))
+    masked = {
+        "image_mask": picture, "init_images": [picture], "inpaint_full_res": True, "paste_to": (0, 100, 260, 130),
+    }  # fmt: skip
+    people = [{"images": (photo,), "pose": (TWO,)} for photo in (ANNA, BERT)]
+    p, _ = run(*people, **masked)
+    assert [one.name for one in attached.attention] == ["Unit 1"]
+    assert "IP-Adapter unit 2" not in p.extra_generation_params
+    assert any("Unit 2 did not act: no part of its region, or of its face" in line for line in p.comments)
+    with pytest.raises(KeypointsError, match="no keypoint of a face lies in it"):
+        run(*people, **(masked | {"paste_to": (300, 0, 130, 65)}))
+
+
 def test_a_face_region_and_a_named_one(run: Run, attached: Attached) -> None:  # noqa: F811
     p, _ = run({"pose": (TWO,), "region": "left", "feather": 0.0}, {"images": (BERT,), "pose": (TWO,)})
     assert "region" not in record(p, 1)["ran"]
