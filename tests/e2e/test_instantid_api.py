@@ -1,4 +1,4 @@
-"""InstantID through the WebUI's own API: every kind of job, the keypoints' sources, and what is refused with a sentence.
+"""InstantID through the WebUI's own API: kinds of jobs, the keypoints' sources, what is refused with a sentence.
 
 After every job the plain job is repeated: not one pixel may differ from the one before.
 """

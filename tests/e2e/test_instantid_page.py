@@ -1,4 +1,4 @@
-"""InstantID in a browser: its fields, the map of keypoints in the preview, a pose photo, the picture and its infotext."""
+"""InstantID in a browser: its fields, the map of keypoints, a pose photo, the picture and its infotext."""
 
 from __future__ import annotations
 
