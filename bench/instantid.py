@@ -3,11 +3,11 @@
 Three steps run in turn in one process, on one ldm UNet of the published widths: the plain one; the floor, the plain one
 with one diffusers `ControlNetModel` of IdentityNet's shape and weights, its residuals added as cldm adds them; and the
 InstantID one, which is IdentityNet and the attention to 16 face tokens through this extension's hooks. The floor is
-strict: its hint picture is embedded once, as ours, where diffusers' pipelines embed it in every step, and it sees
-the 16 tokens and not a prompt of 77. Each number is the median of the rounds' ratios. "Prompt only" is the unit's option to
+strict: its hint picture is embedded once, as ours, where diffusers' pipelines embed it in every step, and it sees the
+16 tokens and not a prompt of 77. Each number is the median of the rounds' ratios. "Prompt only" is the unit's option to
 leave the negative prompt's rows alone.
 
-Memory is that of every tensor that is alive, beyond the UNet and its inputs: the net in the job's precision, read from a
+Memory is that of all tensors that are alive beyond the UNet and its inputs: the net in the job's precision, read from a
 file in half precision as published; K and V; the map; and what is left when the job is over.
 
 On CUDA float16 and the published sizes, else float32 and one thread, whose CPU time is taken. SDXL at full width needs
