@@ -7,7 +7,7 @@ strict: its hint picture is embedded once, as ours, where diffusers' pipelines e
 16 tokens and not a prompt of 77. Each number is the median of the rounds' ratios. "Prompt only" is the unit's option to
 leave the negative prompt's rows alone.
 
-Memory is that of every tensor that is alive, beyond the UNet and its inputs: the net in the job's precision, read from a
+Memory is that of all tensors that are alive beyond the UNet and its inputs: the net in the job's precision, read from a
 file in half precision as published; K and V; the map; and what is left when the job is over.
 
 On CUDA float16 and the published sizes, else float32 and one thread, whose CPU time is taken. SDXL at full width needs
@@ -40,7 +40,7 @@ from bench.attention import CEILING, random_pair, seconds
 from lib_ipadapter.core.attach import AttachmentScope, UnitAttention, attach
 from lib_ipadapter.core.identity_net import build_identity_net, load_identity_net
 from lib_ipadapter.core.layers import find_cross_attention
-from lib_ipadapter.core.residuals import UnitResiduals, UNetResiduals, attach_residuals
+from lib_ipadapter.core.residuals import UNetResiduals, UnitResiduals, attach_residuals
 from lib_ipadapter.core.schedule import UNetCall, Window
 from lib_ipadapter.core.weighting import layer_weights
 from lib_ipadapter.hosts.identity_nets import MovingNet
@@ -258,7 +258,7 @@ def measure(bench: Bench, rounds: int) -> list[tuple[float, ...]]:
 
 
 def check_same_work(bench: Bench, floor: Callable[[], Tensor], net: Any) -> None:
-    """Without the attention both add the same to the UNet; where the embedding of sizes is the floor's own, they cannot."""
+    """Without the attention both add the same to the UNet; with a `y`, of which the floor makes its own part, not."""
     if bench.spec.y_dim or bench.dtype != torch.float32:
         return
     with attach_residuals(bench.unet, [bench.residuals(net)], read_call):

@@ -77,8 +77,8 @@ class Client:
 
     def _job(self, path: str, units: tuple[Any, ...], changes: dict[str, Any]) -> Result:
         body: dict[str, Any] = {
-            "prompt": "a cat in a garden", "steps": self.steps, "width": SIDE, "height": SIDE, "seed": 1, "cfg_scale": 5,
-            "sampler_name": "Euler", "send_images": True, "save_images": False,
+            "prompt": "a cat in a garden", "steps": self.steps, "width": SIDE, "height": SIDE, "seed": 1,
+            "cfg_scale": 5, "sampler_name": "Euler", "send_images": True, "save_images": False,
         }  # fmt: skip
         body |= changes
         if units:

@@ -100,7 +100,6 @@ BAD = {
     "a face that is not there": ({"image": THREE, "face": "9"}, "9"),
     "no such pack": ({"image": ONE, "pack": "buffalo_s"}, "buffalo_s"),
     "a list for a pack": ({"image": ONE, "pack": ["buffalo_l"]}, "pack is"),
-    "a pack that is not installed": ({"image": ONE, "pack": "antelopev2"}, "antelopev2"),
     "text for a switch": ({"image": ONE, "embedding": "yes"}, "embedding is 'yes'"),
     "a number for a switch": ({"image": ONE, "crops": 1}, "crops is 1"),
     "a list": ([ONE], "JSON object"),

@@ -1,4 +1,4 @@
-"""InstantID through the WebUI's own API: every kind of job, the keypoints' sources, and what is refused with a sentence.
+"""InstantID through the WebUI's own API: kinds of jobs, the keypoints' sources, what is refused with a sentence.
 
 After every job the plain job is repeated: not one pixel may differ from the one before.
 """
@@ -281,6 +281,21 @@ def test_the_missing_half_is_named_and_another_controlnet_is_taken_only_by_name(
     fitting = [result for result in by_name if result.status == 200]
     assert len(fitting) == 1
     assert distance(fitting[0], usual) == 0
+
+
+def test_a_missing_face_pack_is_named(webui, leaves_nothing):
+    pack = here(webui)[0].with_name("antelopev2")
+    if not pack.is_dir():
+        pytest.skip("the face pack is elsewhere")
+    away = pack.parents[1] / "antelopev2-away"
+    pack.rename(away)
+    try:
+        assert_refused(webui.txt2img(UNIT), "antelopev2")
+        status, answer = webui.request("/ipadapter/v1/faces", {"image": FACE, "pack": "antelopev2"})
+    finally:
+        away.rename(pack)
+    assert status == 422, answer
+    assert "antelopev2" in answer["detail"]
 
 
 def test_a_net_of_other_widths_is_refused_by_name_and_passed_over_by_auto(webui, usual, leaves_nothing):

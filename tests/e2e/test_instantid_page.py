@@ -1,4 +1,4 @@
-"""InstantID in a browser: its fields, the map of keypoints in the preview, a pose photo, the picture and its infotext."""
+"""InstantID in a browser: its fields, the map of keypoints, a pose photo, the picture and its infotext."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tests.e2e.page_driver import PATIENCE_MS, generate, need_adapter, small_job
 from tests.encoders.face_pictures import DrawnFace, face_picture, portrait
 
 POSE = DrawnFace(200, 250, 180, person=3)
-ADVICE = "CFG 4 to 5"
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +55,7 @@ def test_the_fields_come_and_go_with_the_intent(instantid):
         assert page.is_visible(f"{unit}_{field}"), field
     assert not page.is_visible(f"{unit}_lora"), "InstantID has none"
     assert instantid.selected("identity_net") == "auto"
-    line = instantid.text("adapter_line")
-    assert "antelopev2" in line
-    assert ADVICE in line
+    assert "antelopev2" in instantid.text("adapter_line")
     instantid.choose_intent("Face")
     page.wait_for_selector(f"{unit}_net_weight", state="hidden", timeout=PATIENCE_MS)
     assert not page.is_visible(f"{unit}_pose_choose")

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 class Patcher:
-    """reForge's ModelPatcher as far as it is used (ldm_patched/modules/model_patcher.py): there is no current_device."""
+    """reForge's ModelPatcher as far as it is used, without current_device (ldm_patched model_patcher.py)."""
 
     def __init__(
         self, model: Any, load_device: Any, offload_device: Any, size: int = 0, weight_inplace_update: bool = False
