@@ -20,6 +20,7 @@ from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
 from .base import CallReader
 from .extension_nets import ExtensionNet, ExtensionPair, FaceRows, Watching, as_picture
+from .identity_nets import let_go
 
 logger = logging.getLogger("ipadapter")
 
@@ -83,7 +84,7 @@ class ForgeControlNet:
         """The manager holds what it has loaded until it needs the room; these nets are not coming back."""
         self.leave()
         for patcher in self._loaded.values():
-            self._memory.unload_model_clones(patcher.control_model_wrapped)
+            let_go(self._memory, patcher.control_model_wrapped)
         if self._loaded:
             self._loaded.clear()
             self._memory.soft_empty_cache()

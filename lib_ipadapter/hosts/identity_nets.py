@@ -6,6 +6,7 @@ A1111 has no memory manager for others' nets, so the net moves itself; the Forge
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -133,7 +134,18 @@ class ManagedNet:
     def release(self) -> None:
         """The manager holds what it has loaded until it needs the room; this net is not coming back."""
         self.leave()
-        self._memory.unload_model_clones(self._patcher)
+        let_go(self._memory, self._patcher)
+
+
+def let_go(memory: Any, patcher: Any) -> None:
+    """Take a patcher's net off the device and off the manager's list; reForge's has no function for it."""
+    if hasattr(memory, "unload_model_clones"):
+        memory.unload_model_clones(patcher)
+        return
+    loaded = memory.current_loaded_models
+    for one in [one for one in loaded if one.model is not None and patcher.is_clone(one.model)]:
+        one.model_unload()
+        loaded[:] = [other for other in loaded if other is not one]
 
 
 def build_managed(
@@ -142,9 +154,10 @@ def build_managed(
     """Read a net on the CPU, of layers that Forge can swap one by one; reForge and Classic load it whole."""
     with _swappable(dtype):
         net = load_identity_net(spec, path, dtype=dtype)
-    patcher = _patcher_module().ModelPatcher(
-        net, load_device=memory.get_torch_device(), offload_device=_CPU, current_device=_CPU
-    )
+    kind = _patcher_module().ModelPatcher
+    # reForge's reads the net's own `device`.
+    where = {"current_device": _CPU} if "current_device" in inspect.signature(kind).parameters else {}
+    patcher = kind(net, load_device=memory.get_torch_device(), offload_device=_CPU, **where)
     return ManagedNet(net, patcher, lambda: sd_model.forge_objects, memory)
 
 
