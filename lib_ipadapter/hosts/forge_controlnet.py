@@ -115,14 +115,15 @@ class _FaceControl:
         context = self.watch.rows.context(call, x)
         swapped = {name: value for name, value in cond.items() if name != "crossattn_controlnet"}
         swapped["c_crossattn"] = context.to(cond["c_crossattn"].dtype)
-        # Modifiers (the host's own InstantID) swap the context of every ControlNet.
-        kept = control.transformer_options
-        control.transformer_options = {name: value for name, value in kept.items() if name != MODIFIERS}
+        if not more:  # modifiers (the host's own InstantID) swap the context of every ControlNet; reForge calls none
+            control.transformer_options = {name: value for name, value in options.items() if name != MODIFIERS}
         control.previous_controlnet = None if before is None else _Given(before)
         try:
             found = self._run(x, sigmas, swapped, chunks, *more)
         finally:
-            control.previous_controlnet, control.transformer_options = chained, kept
+            control.previous_controlnet = chained
+            if not more:
+                control.transformer_options = options
         self.watch.remember(found)
         return found
 
