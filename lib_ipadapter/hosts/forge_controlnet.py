@@ -20,6 +20,7 @@ from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
 from .base import CallReader
 from .extension_nets import ExtensionNet, ExtensionPair, FaceRows, Watching, as_picture
+from .identity_nets import let_go
 
 logger = logging.getLogger("ipadapter")
 
@@ -83,7 +84,7 @@ class ForgeControlNet:
         """The manager holds what it has loaded until it needs the room; these nets are not coming back."""
         self.leave()
         for patcher in self._loaded.values():
-            self._memory.unload_model_clones(patcher.control_model_wrapped)
+            let_go(self._memory, patcher.control_model_wrapped)
         if self._loaded:
             self._loaded.clear()
             self._memory.soft_empty_cache()
@@ -114,14 +115,15 @@ class _FaceControl:
         context = self.watch.rows.context(call, x)
         swapped = {name: value for name, value in cond.items() if name != "crossattn_controlnet"}
         swapped["c_crossattn"] = context.to(cond["c_crossattn"].dtype)
-        # Modifiers (the host's own InstantID) swap the context of every ControlNet.
-        kept = control.transformer_options
-        control.transformer_options = {name: value for name, value in kept.items() if name != MODIFIERS}
+        if not more:  # modifiers (the host's own InstantID) swap the context of every ControlNet; reForge calls none
+            control.transformer_options = {name: value for name, value in options.items() if name != MODIFIERS}
         control.previous_controlnet = None if before is None else _Given(before)
         try:
             found = self._run(x, sigmas, swapped, chunks, *more)
         finally:
-            control.previous_controlnet, control.transformer_options = chained, kept
+            control.previous_controlnet = chained
+            if not more:
+                control.transformer_options = options
         self.watch.remember(found)
         return found
 

@@ -133,11 +133,18 @@ class ManagedNet:
     def release(self) -> None:
         """The manager holds what it has loaded until it needs the room; this net is not coming back."""
         self.leave()
-        unload = getattr(self._memory, "unload_model_clones", None)
-        if unload is None:
-            _unload_from_reforge(self._memory, self._patcher)
-        else:
-            unload(self._patcher)
+        let_go(self._memory, self._patcher)
+
+
+def let_go(memory: Any, patcher: Any) -> None:
+    """Take a patcher's net off the device and off the manager's list; reForge's has no function for it."""
+    if hasattr(memory, "unload_model_clones"):
+        memory.unload_model_clones(patcher)
+        return
+    loaded = memory.current_loaded_models
+    for one in [one for one in loaded if one.model is not None and patcher.is_clone(one.model)]:
+        one.model_unload()
+        loaded[:] = [other for other in loaded if other is not one]
 
 
 def build_managed(
@@ -148,14 +155,6 @@ def build_managed(
         net = load_identity_net(spec, path, dtype=dtype)
     patcher = _patcher_module().ModelPatcher(net, load_device=memory.get_torch_device(), offload_device=_CPU)
     return ManagedNet(net, patcher, lambda: sd_model.forge_objects, memory)
-
-
-def _unload_from_reforge(memory: Any, patcher: Any) -> None:
-    """As its manager does with a clone of what it is about to load (model_management.py, load_models_gpu)."""
-    loaded = memory.current_loaded_models
-    for place in reversed(range(len(loaded))):
-        if loaded[place].model is patcher:
-            loaded.pop(place).model.detach()
 
 
 def _swappable(dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -58,8 +58,8 @@ NET_ENGINE: FieldSpec[str] = FieldSpec(
     label="Run IdentityNet in",
     kind="choice",
     default="builtin",
-    help="Who runs IdentityNet: this extension, or the ControlNet extension as one of its own, which has to list both "
-    "halves of InstantID. On AUTOMATIC1111 it takes one person and two of its units.",
+    help="Who runs IdentityNet: this extension, or the ControlNet extension as one of its own, which on AUTOMATIC1111 "
+    "takes one person and two of its units and has to list both halves of InstantID.",
     choices=(("builtin", "Built-in"), ("controlnet", "ControlNet extension")),
 )
 KEYPOINTS: FieldSpec[str] = FieldSpec(
