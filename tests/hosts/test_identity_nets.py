@@ -37,8 +37,22 @@ class Patcher:
     def add_extra_model_patcher_during_sampling(self, patcher: Any) -> None:
         self.extra_model_patchers_during_sampling.append(patcher)
 
+    def is_clone(self, other: Patcher) -> bool:
+        return self.model is other.model
+
     def detach(self) -> None:
         self.detached = True
+
+
+class Loaded:
+    """reForge's LoadedModel as far as it is used (model_management.py)."""
+
+    def __init__(self, model: Patcher | None) -> None:
+        self.model = model
+
+    def model_unload(self) -> None:
+        assert self.model is not None
+        self.model.detach()
 
 
 @pytest.fixture
@@ -66,9 +80,8 @@ def test_reforge_takes_the_net_along_and_forgets_it(reforge: SimpleNamespace, tm
     (patcher,) = objects.unet.extra_model_patchers_during_sampling
     assert patcher.model is held.net
     # What the sampler loads, beside a model whose patcher has died and one that stays.
-    other = Patcher(None, CPU, CPU)
-    for model in (other, patcher, None):
-        reforge.current_loaded_models.append(SimpleNamespace(model=model))
+    other = Patcher(torch.nn.Identity(), CPU, CPU)
+    reforge.current_loaded_models += map(Loaded, (other, patcher, None))
     held.leave()
     assert objects.unet is unet
     assert not unet.extra_model_patchers_during_sampling
