@@ -16,7 +16,7 @@ from ..hosts.extension_nets import ExtensionNet, ExtensionPair
 from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError, UnsupportedHostStateError, WrongBaseError
 from ..library.spec import CONTEXT_WIDTHS, ControlNetSpec, base_title
-from ..units.regions import parse_region
+from ..units.regions import AUTO, parse_region
 from ..units.unit import Request, Unit
 from .failures import afresh, as_named
 from .identity_files import NONE
@@ -94,7 +94,8 @@ class JobExtension:
     def _reason_against(self, p: Any, unit: Unit) -> str:
         if unit.net_rows != "both":
             return "runs IdentityNet for prompt and negative: set IdentityNet rows to both"
-        if not parse_region(unit.region).is_everywhere:
+        region = parse_region(unit.region)
+        if not region.is_everywhere and region.text != AUTO:
             return "places regions in another way than image prompts do: let the unit act everywhere"
         later = self._services.host.later_checkpoints(p)
         if later:
