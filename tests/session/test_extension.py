@@ -105,7 +105,8 @@ def test_only_units_with_a_net_that_ask_for_it_go_there(run: Run) -> None:
     for fields in off:
         request = Request(True, (Unit(**(THROUGH | fields)),), from_page=False)
         assert reserve(SimpleNamespace(), request, SimpleNamespace(host=host)) is None  # type: ignore[arg-type]
-    nets = run({}, {"net_engine": "builtin"}, {"weight": 0.0})
+    blended = {"region": "everywhere"}
+    nets = run(blended, blended | {"net_engine": "builtin"}, {"weight": 0.0})
     assert [net.name for net in nets.entered] == ["Unit 1"]
 
 
