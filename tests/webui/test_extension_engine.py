@@ -14,6 +14,7 @@ from tests.core.random_controlnets import ldm_controlnet, random_controlnet, sav
 from tests.sample_models import IDENTITY_NET, identity_net_of
 from tests.webui.prompting import LONG, WARNING, Prompting, assert_same_latents
 from tests.webui.test_faces import ANNA, BERT, NOBODY, half_mask
+from tests.webui.test_instantid import POSE
 
 UNIT = {"intent": "instantid", "images": [ANNA], "weight": 0.9, "net_weight": 0.7}
 THROUGH = {**UNIT, "net_engine": "controlnet"}
@@ -174,17 +175,21 @@ def test_what_it_cannot_do_is_said_before_sampling(extended: Extended) -> None:
 
 
 def test_several_people(extended: Extended) -> None:
+    """They blend: a part of the picture for each is nothing that the extension's net can keep to."""
     prompting = extended.prompting
-    others = {**UNIT, "images": [BERT]}, {**THROUGH, "images": [BERT]}
-    prompting.run(UNIT, others[0])
-    ours = list(prompting.latents)
+    ours, theirs = ({**fields, "region": "everywhere"} for fields in (UNIT, THROUGH))
+    others = {**ours, "images": [BERT]}, {**theirs, "images": [BERT]}
+    prompting.run(ours, others[0])
+    expected = list(prompting.latents)
     if prompting.is_forge:
-        prompting.run(THROUGH, others[1])
-        assert_same_latents(ours, prompting.latents)
+        prompting.run(theirs, others[1])
+        assert_same_latents(expected, prompting.latents)
     else:
-        assert "takes one person" in prompting.refused(THROUGH, others[1])
-    prompting.run(THROUGH, others[0])
-    assert_same_latents(ours, prompting.latents)
+        assert "takes one person" in prompting.refused(theirs, others[1])
+    prompting.run(theirs, others[0])
+    assert_same_latents(expected, prompting.latents)
+    people = {**THROUGH, "pose": [POSE]}, {**UNIT, "images": [BERT], "pose": [POSE]}
+    assert "cannot keep to one" in prompting.refused(*people)
 
 
 def test_a_file_that_forge_cannot_read_is_named(extended: Extended) -> None:
