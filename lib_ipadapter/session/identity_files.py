@@ -23,7 +23,7 @@ PUBLISHED = "ControlNetModel/diffusion_pytorch_model.safetensors of InstantX/Ins
 _SHOWN = 5
 
 Fit = Callable[[ControlNetSpec], ControlNetSpec]
-"""The description for the loaded UNet. Raises: WrongBaseError where it does not fit."""
+"""The description for the loaded UNet. Raises: WrongBaseError where it fits neither that nor the pair's other half."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ class IdentityFile:
     fingerprint: str
 
 
-def find_identity_net(listing: Listing, wanted: str, adapter: str, fit: Fit | None) -> tuple[FoundFile, ControlNetSpec]:
+def find_identity_net(listing: Listing, wanted: str, adapter: str, fit: Fit) -> tuple[FoundFile, ControlNetSpec]:
     """The file called `wanted`, or for "auto" the first InstantID ControlNet that fits; with its description.
 
-    `adapter` is the name of the pair's other half. `fit` judges a description by the loaded UNet; None where the unit
-    is for a checkpoint that is not loaded yet.
+    `adapter` is the name of the pair's other half.
 
     Raises: IdentityNetError, WrongBaseError; AdapterNotFoundError for a name that no file has.
     """
@@ -75,14 +74,12 @@ def _is_published(file: FoundFile) -> bool:
         return False
 
 
-def _fitted(file: FoundFile, fit: Fit | None) -> ControlNetSpec:
+def _fitted(file: FoundFile, fit: Fit) -> ControlNetSpec:
     report = file.report
     if report.kind != CONTROLNET:
         raise IdentityNetError(f"{file.name} is no ControlNet, so it cannot be IdentityNet. {report.message}")
     if report.controlnet is None:
         raise IdentityNetError(f"{file.name} cannot run as IdentityNet. {report.message}")
-    if fit is None:
-        return report.controlnet
     try:
         return fit(report.controlnet)
     except WrongBaseError as error:

@@ -19,7 +19,7 @@ from ..library.errors import (
 )
 from ..library.face_packs import FacePack, find_face_pack, list_face_packs
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
-from ..library.spec import AdapterSpec, FileReport, base_title
+from ..library.spec import AdapterSpec, ControlNetSpec, FileReport, base_title
 from .features import EncoderFile
 from .identity_files import CONTROLNET, Fit, IdentityFile, find_identity_net
 from .preferences import FACE_FEATURES, INSTANTID, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
@@ -122,9 +122,21 @@ class Models:
     def identity_net(self, wanted: str, choice: Choice, fit: Fit | None = None) -> IdentityFile:
         """The IdentityNet called `wanted`, or for "auto" InstantID's own, to run beside the chosen adapter.
 
+        `fit` judges it by the loaded UNet; None where the unit is for a checkpoint that is not loaded yet.
+
         Raises: IdentityNetError, WrongBaseError, AdapterNotFoundError.
         """
-        file, spec = find_identity_net(self._listing(), wanted, choice.name, fit)
+        gives = choice.spec.context_dim
+
+        def pair(spec: ControlNetSpec) -> ControlNetSpec:
+            if spec.context_dim != gives:
+                raise WrongBaseError(
+                    f"it takes tokens of {spec.context_dim} numbers and {choice.name} gives {gives}: choose both "
+                    "halves of the same pair."
+                )
+            return spec if fit is None else fit(spec)
+
+        file, spec = find_identity_net(self._listing(), wanted, choice.name, pair)
         return IdentityFile(file.name, file.path, spec, self._fingerprint(file.path))
 
     def controlnet_names(self) -> list[str]:

@@ -227,7 +227,7 @@ def test_beside_a_picture(webui, usual, leaves_nothing):
 BAD = {
     "no face": ({"images": [NOBODY]}, "No face"),
     "no face in the pose photo": ({"pose": [NOBODY]}, "the pose photo"),
-    "no pose photo": ({"keypoints": "pose"}, "no pose photo"),
+    "no pose photo": ({"keypoints": "pose"}, "has a pose photo; add one"),
     "a keypoint outside": ({"keypoints": [[SIDE + 1, 2], *POINTS[1:]]}, f"outside the picture of {SIDE}x{SIDE}"),
     "four keypoints": ({"keypoints": POINTS[:4]}, "4 points and not 5"),
     "words for keypoints": ({"keypoints": "here"}, "keypoints"),

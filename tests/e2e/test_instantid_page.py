@@ -115,6 +115,7 @@ def test_one_press_makes_the_picture_and_its_infotext_restores_everything(instan
     page.wait_for_selector("#txt2img_ipadapter-visible-checkbox", timeout=6 * PATIENCE_MS)
     page.fill("#txt2img_prompt textarea", info)
     page.click("#paste")
+    instantid.wait_for_thumbnails(1)
     instantid.open()
     instantid.keypoint_map("reference 1")
     assert instantid.intent() == "InstantID"

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,15 @@ def test_a_missing_half_names_the_folders_and_the_other_controlnets(run: Run, fo
     write_net(folder, "InstantID/diffusion_pytorch_model.safetensors")
     p, _ = run({})
     assert record_of(p)["ran"]["net"] == "InstantID/diffusion_pytorch_model.safetensors", "the one that fits"
+
+
+def test_both_halves_are_of_one_pair(run: Run, folder: Path) -> None:
+    other = "a_control_instant_id_sd21.safetensors"
+    write_net(folder, other, replace(narrow(SD15), context_dim=1024))
+    p, _ = run({})
+    assert record_of(p)["ran"]["net"] == NET, "the one whose tokens the adapter gives"
+    with pytest.raises(WrongBaseError, match=r"takes tokens of 1024 numbers and ip-adapter_instant_id_sd15"):
+        run({"identity_net": other})
 
 
 def test_a_pass_of_unknown_size_is_refused(run: Run) -> None:

@@ -206,7 +206,7 @@ def test_what_stops_a_job_leaves_the_next_one_as_it_was(prompting: Prompting) ->
     assert "the pose photo" in prompting.refused({**UNIT, "pose": [NOBODY]})
     far = as_base64(Image.fromarray(face_picture(900, 300, [DrawnFace(120, 150, 200, 3)])))
     assert "pad" in prompting.refused({**UNIT, "images": [far]})
-    nets = [path for suffix in ("sd15", "sdxl") if (path := net_file(prompting, suffix)).exists()]
+    nets = [path for suffix in ("sd15", "sd21", "sdxl") if (path := net_file(prompting, suffix)).exists()]
     for path in nets:
         path.rename(path.with_suffix(".hidden"))
     try:
