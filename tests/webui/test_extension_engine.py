@@ -344,7 +344,7 @@ class TestA1111:
         self, extended: Extended, half: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         models, api = extended.script.models, a1111_controlnet_units.sys.modules[a1111_controlnet_units.API]
-        name = sorted((one for one in models if "instant_id" in one), reverse=True)[half]
+        name = sorted((one for one in models if "instant_id_sd15" in one), reverse=True)[half]
         listed = api.global_state.cn_models
         with monkeypatch.context() as patch:
             patch.delitem(listed, name)
