@@ -210,7 +210,7 @@ class Job:
         try:
             return self._plan_or_raise()
         except Exception as error:
-            named = as_named(error, WHAT)
+            named = afresh(as_named(error, WHAT))
         try:
             if self._services.stop_on_failure():
                 logger.error("stopped: %s", str(named))
