@@ -110,6 +110,28 @@ const ipadapterPage = (() => {
         chooser.click();
     }
 
+    // The pose photo of an InstantID unit goes through a text box of its own; the server draws it with the preview.
+    function choosePose(unit) {
+        const chooser = document.createElement("input");
+        chooser.type = "file";
+        chooser.accept = "image/*";
+        chooser.addEventListener("change", async() => {
+            const file = chooser.files[0];
+            if (file.size > MAX_FILE_BYTES) {
+                say(unit, `${file.name} is a file of ${file.size} bytes; at most ${MAX_FILE_BYTES} are read.`);
+                return;
+            }
+            const inbox = unit.querySelector(".ipadapter-pose-inbox textarea");
+            setText(inbox, JSON.stringify({name: file.name, data: await readFile(file)}));
+        });
+        chooser.click();
+    }
+
+    function removePose(unit) {
+        setText(unit.querySelector(".ipadapter-pose textarea"), "");
+        ipadapterDrawings.redraw(unit.id);
+    }
+
     function firstAddress(list) {
         const lines = list.split("\n").map(line => line.trim());
         return lines.find(line => /^(https?|data|blob):/i.test(line)) ?? "";
@@ -198,6 +220,10 @@ const ipadapterPage = (() => {
             if (event.detail < 2) remove(target.closest(".ipadapter-remove"));
         } else if (target.closest(".ipadapter-clear")) {
             clear(unit);
+        } else if (target.closest(".ipadapter-pose-choose")) {
+            choosePose(unit);
+        } else if (target.closest(".ipadapter-pose-remove")) {
+            removePose(unit);
         }
     }
 

@@ -14,14 +14,16 @@ const ipadapterDrawings = (() => {
     const pause = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
 
     function drawing(id) {
-        const fresh = {turn: 0, wanted: false, busy: false, analyses: false, pending: 0};
+        const fresh = {turn: 0, label: "", wanted: false, busy: false, analyses: false, pending: 0};
         if (!drawings.has(id)) drawings.set(id, fresh);
         return drawings.get(id);
     }
 
-    // The number of a drawing; one that may take its time to analyse faces says so (events.py, FOLLOWS_UP).
-    function label(state) {
-        return state.turn + (state.analyses ? "+" : "");
+    // The number of a drawing, whether it may take its time to analyse faces, and the size of the picture to be made
+    // (events.py, read_turn).
+    function label(id, state) {
+        const size = ipadapterHost.size(document.getElementById(id));
+        return state.turn + (state.analyses ? "+" : "") + (size ? "@" + size : "");
     }
 
     // Something of the unit has changed. What changes while a drawing is under way is in the next one.
@@ -43,8 +45,9 @@ const ipadapterDrawings = (() => {
         while (state.wanted) {
             state.wanted = false;
             state.turn += 1;
+            state.label = label(id, state);
             document.getElementById(id + "_draw")?.click();
-            followUp(state, await answer(id, label(state)));
+            followUp(state, await answer(id, state.label));
         }
         state.busy = false;
     }
@@ -67,6 +70,8 @@ const ipadapterDrawings = (() => {
                 markFaces(unit);
                 ipadapterPage.restoreFocus(unit);
                 ipadapterFaces.restoreFocus(unit);
+                ipadapterKeypoints.restore(unit);
+                ipadapterAdvice.refresh();
                 return Number(parts[0].pending);
             }
             await pause(30);
@@ -78,11 +83,13 @@ const ipadapterDrawings = (() => {
     function markFaces(unit) {
         const faces = unit.querySelector(".ipadapter-strip")?.dataset.faces === "true";
         unit.classList.toggle("ipadapter-with-faces", faces);
+        const net = unit.querySelector(".ipadapter-strip")?.dataset.net === "true";
+        unit.classList.toggle("ipadapter-with-net", net);
     }
 
     // Called by the page with what it is about to send: the drawing's number goes along, in the first place.
     function numbered(id, values) {
-        return [label(drawing(id)), ...values.slice(1)];
+        return [drawing(id).label, ...values.slice(1)];
     }
 
     // What the lists and drawings depend on beside the accordion itself: the chosen checkpoint, and the last job, failed

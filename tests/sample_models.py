@@ -11,9 +11,11 @@ import argparse
 import re
 from pathlib import Path
 
+from lib_ipadapter.library.face_packs import PackName
 from lib_ipadapter.library.headers import read_header
-from lib_ipadapter.library.spec import Kind
+from lib_ipadapter.library.spec import ControlNetSpec, Kind
 from tests.core.random_adapters import random_adapter_tensors, save_adapter
+from tests.core.random_controlnets import as_published, random_controlnet, save_controlnet
 from tests.encoders.face_models import write_face_pack
 from tests.encoders.random_encoders import random_vision_encoder_tensors, save_vision_encoder
 
@@ -24,10 +26,13 @@ PATCH, POSITIONS = 14, 65
 _ATTN2 = re.compile(r"(?:.*\.)?(input_blocks|output_blocks|middle_block)\.(\d+)\.(?:\d+\.)?transformer_blocks\.(\d+)"
                     r"\.attn2\.(to_q|to_k)\.weight")  # fmt: skip
 _SECTIONS = ("input_blocks", "output_blocks", "middle_block")
+_FIRST = "input_blocks.0.0.weight"
+_BLOCK = re.compile(r"(input_blocks\.\d+|middle_block)\.1\.transformer_blocks\.(\d+)\.")
 SUFFIXES = {768: "sd15", 1024: "sd21", 2048: "sdxl"}
 
 
 LORA_RANK = 4
+FACE_PACKS: tuple[PackName, ...] = ("buffalo_l", "antelopev2")
 KINDS: dict[Kind, tuple[str, dict[str, int]]] = {
     "base": ("ip-adapter_{}.safetensors", {"input_dim": PROJECTED, "tokens": 4}),
     "plus": ("ip-adapter-plus_{}.bin", {"input_dim": HIDDEN, "tokens": 16, "dim": 128, "heads": 2, "depth": 2}),
@@ -35,8 +40,10 @@ KINDS: dict[Kind, tuple[str, dict[str, int]]] = {
     "faceid_plus_v2": (
         "ip-adapter-faceid-plusv2_{}.bin", {"input_dim": HIDDEN, "heads": 2, "depth": 1, "lora_rank": LORA_RANK}
     ),
+    "instantid": ("ip-adapter_instant_id_{}.safetensors", {"tokens": 16, "dim": 128, "heads": 2, "depth": 1}),
 }
 """Each kind's file name, for a checkpoint's suffix, and its sizes."""
+IDENTITY_NET = "control_instant_id_{}.safetensors"
 
 
 def cross_attentions(checkpoint: Path) -> tuple[list[int], int]:
@@ -53,10 +60,10 @@ def cross_attentions(checkpoint: Path) -> tuple[list[int], int]:
 
 
 def write_sample_models(checkpoint: Path, folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write adapters for pictures and for faces, their encoder and a face pack; returns what was written.
+    """Write adapters for pictures and for faces, their encoder and face packs; returns what was written.
 
-    Base (safetensors), plus, FaceID and FaceID Plus v2 (nested .bin, the last two with their LoRA inside). The pack
-    finds and tells apart the faces that `tests.encoders.face_pictures` draws.
+    Base (safetensors), plus, FaceID and FaceID Plus v2 (nested .bin, the last two with their LoRA inside), and both
+    halves of InstantID. The packs find and tell apart the faces that `tests.encoders.face_pictures` draws.
     """
     widths, context = cross_attentions(checkpoint)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +82,41 @@ def write_sample_models(checkpoint: Path, folder: Path, seed: int = 0) -> dict[s
             tensors = {name: tensor.half() for name, tensor in tensors.items()}
         path = folder / name.format(SUFFIXES[context])
         written[kind] = save_adapter(path, tensors, "flat" if path.suffix == ".safetensors" else "nested-bin")
-    pack = folder / "buffalo_l"
-    if not pack.exists():
-        write_face_pack(pack, "buffalo_l", seed)
-    return {**written, "pack": pack}
+    net = identity_net_of(checkpoint)
+    path = folder / IDENTITY_NET.format(SUFFIXES[context])
+    written["identity_net"] = save_controlnet(path, as_published(net, random_controlnet(net, seed)))
+    for name in FACE_PACKS:
+        written[name] = folder / name
+        if not written[name].exists():
+            write_face_pack(written[name], name, seed)
+    return written
+
+
+def identity_net_of(checkpoint: Path) -> ControlNetSpec:
+    """The ControlNet whose sizes are those of a checkpoint's UNet, with a hint picture's way cut short."""
+    tensors = read_header(checkpoint, lenient=True).tensors
+    prefix = next(name for name in tensors if name.endswith(_FIRST)).removesuffix(_FIRST)
+    shapes = {name.removeprefix(prefix): info.shape for name, info in tensors.items() if name.startswith(prefix)}
+    depth: dict[str, int] = {}
+    for name in shapes:
+        match = _BLOCK.match(name)
+        if match:
+            depth[match[1]] = max(depth.get(match[1], 0), int(match[2]) + 1)
+    first = shapes[_FIRST][0]
+    context = next(shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight"))
+    levels = [number for number in range(9) if f"input_blocks.{3 * number + 1}.0.in_layers.2.weight" in shapes]
+    channels = tuple(shapes[f"input_blocks.{3 * number + 1}.0.out_layers.3.weight"][0] for number in levels)
+    label = shapes.get("label_emb.0.0.weight")
+    return ControlNetSpec(
+        "diffusers",
+        context,
+        channels,
+        tuple(depth.get(f"input_blocks.{3 * number + 1}", 0) for number in levels),
+        depth.get("middle_block", 0),
+        tuple(8 if context == 768 else max(1, channel // 64) for channel in channels),
+        label[1] if label else 0,
+        hint_widths=(16, 32, 96, 256) if first == 320 else (8, 8, 16, 32),
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -75,17 +75,35 @@ class AttachmentScope:
         self.close()
 
 
+class Companion(Protocol):
+    """What else acts in the UNet's calls under the same scope, without asking for the rows again: `core.residuals`."""
+
+    def hook(self, scope: AttachmentScope) -> None:
+        """Place its hooks, to be held by the scope."""
+        ...
+
+    def begin(self, call: UNetCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take a call that is about to run, with its arguments; what this raises stops the call."""
+        ...
+
+    def end(self, *, finished: bool) -> None:
+        """Let go of the innermost call that `begin` took; `finished` is false after a failure."""
+        ...
+
+
 def attach(
     unet: nn.Module,
     units: Sequence[UnitAttention],
     read_call: ReadCall,
     layers: Sequence[CrossAttentionLayer] | None = None,
+    companions: Sequence[Companion] = (),
 ) -> AttachmentScope:
     """Add the units' image attention to every call of `unet` until the scope is closed.
 
     `read_call` gets each call's positional and keyword arguments before the UNet runs and says what its rows are, or
-    None for a call in which no unit acts; what it raises stops the call. It is asked even where no unit has a weight.
-    `layers` are the UNet's cross-attentions where the caller has them; they are looked for otherwise.
+    None for a call in which no unit acts; what it raises stops the call. It is asked even where no unit has a weight,
+    and once per call: the `companions` are told what it said. `layers` are the UNet's cross-attentions where the
+    caller has them; they are looked for otherwise.
 
     Raises:
         WrongBaseError: a unit has a weight for a layer that it has no K and V for, or whose width differs.
@@ -94,7 +112,7 @@ def attach(
     _check_units(layers, units)
     masks = [None if is_everywhere(unit.mask) else CanvasMask(unit.name, cast(Tensor, unit.mask)) for unit in units]
     acting = [not is_nowhere(unit.mask) for unit in units]
-    calls = _Calls(units, masks, read_call)
+    calls = _Calls(units, masks, read_call, companions)
     scope = AttachmentScope()
     try:
         # First of all hooks: a failure stored by the session must be raised before anybody works on the call.
@@ -112,6 +130,8 @@ def attach(
                 scope.hold(layer.module.get_submodule("to_q").register_forward_hook(hooks.keep_query))
                 scope.hold(to_out[0].register_forward_pre_hook(hooks.add_image))
                 calls.hooked += 1
+        for companion in companions:
+            companion.hook(scope)
     except BaseException:
         scope.close()
         raise
@@ -130,9 +150,10 @@ class _Part(NamedTuple):
 class _Frame:
     """One UNet call under way."""
 
-    __slots__ = ("active", "groups", "layer", "query")
+    __slots__ = ("active", "groups", "layer", "query", "told")
 
     def __init__(self) -> None:
+        self.told: list[Companion] = []
         self.groups: RowGroups | None = None
         self.active: frozenset[int] = frozenset()
         # The layer that projected its queries last; attention runs layer by layer, so one place is enough.
@@ -144,9 +165,14 @@ class _Calls:
     """The UNet calls under way, innermost last, and what the layers' hooks need to know of them."""
 
     def __init__(
-        self, units: Sequence[UnitAttention], masks: Sequence[CanvasMask | None], read_call: ReadCall
+        self,
+        units: Sequence[UnitAttention],
+        masks: Sequence[CanvasMask | None],
+        read_call: ReadCall,
+        companions: Sequence[Companion],
     ) -> None:
         self._masks = {number: mask for number, mask in enumerate(masks) if mask is not None}
+        self._companions = companions
         self._windows = [unit.window for unit in units]
         self._read_call = read_call
         self._frames: list[_Frame] = []
@@ -180,10 +206,16 @@ class _Calls:
             if len(self._groups) == _ROWS_REMEMBERED:
                 self._groups.clear()
             frame.groups = self._groups[call.rows] = RowGroups(call.rows)
+        for companion in self._companions:
+            companion.begin(call, args, kwargs)
+            frame.told.append(companion)
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """UNet hook, after failures too (`output` is None then): nothing of the call is kept."""
         frame = self._frames.pop() if self._frames else None
+        with ExitStack() as stack:
+            for companion in frame.told if frame else ():
+                stack.callback(companion.end, finished=output is not None)
         if frame and frame.active and self.hooked and output is not None and not self.seen_attention:
             raise UnsupportedHostStateError(
                 f"The UNet ran and none of its {self.hooked} hooked cross-attention layers did, so the image prompt "

@@ -57,8 +57,8 @@ def find_cross_attention(unet: nn.Module) -> list[CrossAttentionLayer]:
             key_id=2 * number + 1,
             path=path,
             module=module,
-            width=_linear_shape(module.get_submodule("to_q"))[0],
-            context_dim=_linear_shape(module.get_submodule("to_k"))[1],
+            width=linear_shape(module.get_submodule("to_q"))[0],
+            context_dim=linear_shape(module.get_submodule("to_k"))[1],
             block=blocks[transformer],
         )
         for number, (_, transformer, path, module) in enumerate(found)
@@ -99,7 +99,7 @@ def check_fit(layers: Sequence[CrossAttentionLayer], spec: AdapterSpec) -> None:
             )
 
 
-def _linear_shape(linear: Any) -> tuple[int, int]:
+def linear_shape(linear: Any) -> tuple[int, int]:
     """(out, in) features of a linear layer of any host, quantised ones included.
 
     The attributes come first, because quantised weights are packed; Forge's 4-bit linears have none and keep the

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, get_args
 from ..library.errors import BadUnitError, WrongBaseError
 from .layers import CrossAttentionLayer
 
-Intent = Literal["image", "style", "composition", "style_composition", "face"]
+Intent = Literal["image", "style", "composition", "style_composition", "face", "instantid"]
 INTENTS: tuple[Intent, ...] = get_args(Intent)
 
 
@@ -57,7 +57,7 @@ def layer_weights(
         BadUnitError: no such intent.
         WrongBaseError: the intent is not known for a UNet with this many blocks.
     """
-    if intent in ("image", "face"):
+    if intent in ("image", "face", "instantid"):
         return {layer.key_id: weight for layer in layers}
     if intent not in INTENTS:
         raise BadUnitError(f'The intent "{intent}" is unknown; choose one of {", ".join(INTENTS)}.')

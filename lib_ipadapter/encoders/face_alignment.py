@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from ..library.errors import FaceModelError
 from .face_packages import import_cv2
 from .faces import Face, Picture, checked
+from .keypoints import Keypoints
 
 TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 """Where ArcFace wants eyes, nose and mouth corners in 112 x 112 pixels (insightface, utils/face_align.py)."""
+
+TEMPLATE_BOX = (14.0, 0.0, 98.0, 112.0)
+"""The face in those 112 x 112 pixels: as high as they are and, by choice, three quarters as wide."""
 
 LARGEST_WARP = 32766
 """OpenCV's warp keeps coordinates in 16 bits: longer edges are cut to the face first."""
@@ -63,6 +67,19 @@ def face_transform(face: Face, side: int) -> NDArray[np.float64]:
     matrix[:, 2] = target_mean - scale * (rotation @ source_mean)
     matrix[:, :2] = rotation * scale
     return matrix
+
+
+def box_of(keypoints: Keypoints) -> tuple[float, float, float, float]:
+    """The box of a face of which only the keypoints are known: around `TEMPLATE_BOX`, laid on them.
+
+    Raises: FaceModelError when all keypoints are one point.
+    """
+    matrix = face_transform(Face((0.0, 0.0, 0.0, 0.0), 0.0, keypoints), 112)
+    left, top, right, bottom = TEMPLATE_BOX
+    corners = np.asarray([(left, top), (right, top), (right, bottom), (left, bottom)]) - matrix[:, 2]
+    laid = corners @ np.linalg.inv(matrix[:, :2]).T
+    (x1, y1), (x2, y2) = laid.min(axis=0).tolist(), laid.max(axis=0).tolist()
+    return x1, y1, x2, y2
 
 
 def _template(side: int) -> NDArray[np.float32]:

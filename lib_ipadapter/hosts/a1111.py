@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..core.identity_net import load_identity_net
+from ..library.spec import ControlNetSpec
+from .a1111_controlnet import A1111ControlNet
 from .a1111_loras import build_network
 from .base import CallReader, LaterCheckpoint, face_search_folders, search_folders, torch_too_old
+from .extension_nets import ExtensionNets
+from .guidance import CombiningGuidance, Guidance, Rescale
+from .identity_nets import HostNet, MovingNet
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import SequenceReader
 
@@ -122,6 +128,19 @@ class A1111Host:
     def build_lora(self, p: Any, name: str, weights: Mapping[str, torch.Tensor]) -> HostLora:
         return build_network(p.sd_model, name, weights)
 
+    def build_net(self, p: Any, spec: ControlNetSpec, path: Path) -> HostNet:
+        """With lowvram the UNet's parts are on the device only while they run, and so is this net."""
+        from modules import shared
+
+        net = load_identity_net(spec, path, dtype=self.dtype())
+        return MovingNet(net, leaves=bool(getattr(shared.cmd_opts, "lowvram", False)))
+
+    def guide(self, p: Any, rescale: Rescale) -> Guidance:
+        return CombiningGuidance(rescale)
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        return A1111ControlNet(coming_checkpoint)
+
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         """The ControlNet extension keeps its packs in `insightface` beside its preprocessors' other files.
 
@@ -156,6 +175,17 @@ def selected_checkpoint() -> Path | None:
     title = shared.opts.data.get("sd_model_checkpoint")
     info = sd_models.get_closet_checkpoint_match(title) if title else None
     return Path(info.filename) if info is not None else None
+
+
+def coming_checkpoint(p: Any) -> Path | None:
+    """The file that the job `p` is going to load, asked while it begins.
+
+    Source: modules/processing.py, process_images: an override that names no checkpoint is dropped.
+    """
+    from modules import sd_models
+
+    info = sd_models.checkpoint_aliases.get((p.override_settings or {}).get("sd_model_checkpoint"))
+    return Path(info.filename) if info is not None else selected_checkpoint()
 
 
 def has_workers() -> bool:

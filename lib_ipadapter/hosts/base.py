@@ -16,6 +16,10 @@ from torch.torch_version import TorchVersion
 
 from ..core.schedule import UNetCall
 from ..library.errors import UnsupportedHostStateError
+from ..library.spec import ControlNetSpec
+from .extension_nets import ExtensionNets
+from .guidance import Guidance, Rescale
+from .identity_nets import HostNet
 from .loras import HostLora
 
 OLDEST_TORCH = "2.1"
@@ -124,6 +128,21 @@ class Host(Protocol):
         `name` tells it from every other, `weights` have kohya's names (`lora_unet_….lora_down.weight`).
         Raises: UnsupportedHostStateError, WrongBaseError.
         """
+        ...
+
+    def build_net(self, p: Any, spec: ControlNetSpec, path: Path) -> HostNet:
+        """Read an IdentityNet (`spec` as `core.identity_fit` gives it) for the job `p`; it rests until a pass.
+
+        Raises: AdapterFileError.
+        """
+        ...
+
+    def guide(self, p: Any, rescale: Rescale) -> Guidance:
+        """Let `rescale` change the guided predictions of the pass of `p` that is about to start, or is under way."""
+        ...
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        """The host's ControlNet extension, to run IdentityNets in the job `p`; it need not be installed."""
         ...
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:

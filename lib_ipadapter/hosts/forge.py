@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..core.schedule import COND, UNCOND, UNetCall
+from ..library.spec import ControlNetSpec
 from .a1111 import has_workers, interrupted, later_checkpoints, selected_checkpoint
 from .base import (
     CallReader,
@@ -25,7 +26,11 @@ from .base import (
     search_folders,
     torch_too_old,
 )
+from .extension_nets import ExtensionNets
+from .forge_controlnet import ForgeControlNet
 from .forge_loras import build_patches
+from .guidance import Guidance, Rescale, SamplingGuidance
+from .identity_nets import HostNet, build_managed
 from .loras import HostLora, lora_folders, typed_loras
 from .rows import contradicts, rows_by_context, text_rows
 
@@ -132,6 +137,18 @@ class ForgeHost:
             _memory().load_models_gpu([patcher], room)
 
         return build_patches(p.sd_model, name, weights, load)
+
+    def build_net(self, p: Any, spec: ControlNetSpec, path: Path) -> HostNet:
+        """In the precision in which the UNet computes, on Forge."""
+        model = p.sd_model.forge_objects.unet.model
+        dtype = getattr(model, "computation_dtype", None) or self.dtype()
+        return build_managed(p.sd_model, spec, path, dtype, _memory())
+
+    def guide(self, p: Any, rescale: Rescale) -> Guidance:
+        return SamplingGuidance(p.sd_model, rescale)
+
+    def extension_nets(self, p: Any) -> ExtensionNets:
+        return ForgeControlNet(_memory(), OptionsReader())
 
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         from modules import paths

@@ -16,6 +16,7 @@ from . import ties
 from .adapters import context_base, describe_adapter
 from .catalogue import KnownFile, by_sha256, expected_bytes, known_files
 from .checkpoints import describe_checkpoint
+from .controlnets import describe_controlnet
 from .errors import AdapterFileError
 from .face_files import describe_face_file
 from .headers import Header, read_header
@@ -100,7 +101,11 @@ def _other(header: Header, names: AdapterNames, evidence: Evidence, path: Path) 
     row = first_hit(OTHER_FILES, text)
     if row is not None and row.kind == "vision_encoder":
         return _vision(header, path)
-    return _report(_companion(row, bare, evidence), path)
+    report = _report(_companion(row, bare, evidence), path)
+    if report.kind == "controlnet":
+        found = describe_controlnet(header.tensors)
+        report = report if isinstance(found, Verdict) else replace(report, controlnet=found)
+    return report
 
 
 def _companion(row: Row | None, header: Header, evidence: Evidence) -> Verdict:

@@ -28,6 +28,14 @@ class BadImageError(IPAdapterError):
     """A reference picture is missing, unreadable or too large, or its id does not resolve."""
 
 
+class IdentityNetError(IPAdapterError):
+    """InstantID's ControlNet is not in the searched folders, or a file that was named is none that can run."""
+
+
+class KeypointsError(IPAdapterError):
+    """A face's five keypoints are malformed, or lie outside the picture or the canvas they are for."""
+
+
 class AdapterFileError(IPAdapterError):
     """A model file is unreadable, damaged, ambiguous, unsupported or not an adapter."""
 

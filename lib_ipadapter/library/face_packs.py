@@ -63,15 +63,6 @@ def find_face_pack(folders: Sequence[Path], name: str) -> FacePack:
     return FacePack(pack, detector.model, recogniser.model, _notes(detector, recogniser))
 
 
-def find_detector(folders: Sequence[Path]) -> FaceModel:
-    """Find a face detector below the folders, the packs' own where there is one. Raises: FacePackError."""
-    found = list_models(folders)
-    detector = _choose(found, "detection", PACKS[0])
-    if detector.model is None:
-        raise FacePackError(_missing(found, PACKS[0], detector, None))
-    return detector.model
-
-
 def list_face_packs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Describe each pack as plain data: `name`, `found`, `detector`, `recogniser` (path, member, bytes, sha256, or
     None), `note` and `problem` (sentences, or ""), `licence`.
@@ -222,9 +213,9 @@ def _stems(known: KnownFaceFile) -> tuple[str, ...]:
 # -- what is said where something is missing
 
 
-def _missing(found: Found, pack: PackName, detector: _Choice, recogniser: _Choice | None) -> str:
-    """What is there, what is wrong, where was looked, what to do. Where `recogniser` is None, none is asked for."""
-    halves = [("detection", detector)] + ([("recognition", recogniser)] if recogniser is not None else [])
+def _missing(found: Found, pack: PackName, detector: _Choice, recogniser: _Choice) -> str:
+    """What is there, what is wrong, where was looked, what to do."""
+    halves = (("detection", detector), ("recognition", recogniser))
     lacking = [task for task, choice in halves if choice.model is None]
     parts = [_what_is_there(pack, detector, recogniser)]
     refusals = list(dict.fromkeys(refusal for _, choice in halves for refusal in choice.refusals))
@@ -239,9 +230,7 @@ def _missing(found: Found, pack: PackName, detector: _Choice, recogniser: _Choic
     return " ".join(parts)
 
 
-def _what_is_there(pack: PackName, detector: _Choice, recogniser: _Choice | None) -> str:
-    if recogniser is None:
-        return "There is no face detector."
+def _what_is_there(pack: PackName, detector: _Choice, recogniser: _Choice) -> str:
     if detector.model is None and recogniser.model is None:
         return f"The face pack {pack} is not there."
     there, lacks = ("detector", "recogniser") if detector.model is not None else ("recogniser", "detector")

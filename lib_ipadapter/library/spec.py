@@ -123,10 +123,48 @@ class VisionEncoderSpec:
 
 
 @dataclass(frozen=True)
+class ControlNetSpec:
+    """A ControlNet, sized from its tensors: the encoder half of a UNet, and one convolution per residual.
+
+    `channels` and `depths` hold the width and the number of transformer blocks per attention for each level, from the
+    latent's own size down; a level has two residual blocks and, but for the last, a halving. `mid_depth` is the middle
+    block's. `y_dim` is 0 where the net takes no vector beside the prompt. `hint_widths` are those of the convolutions
+    that bring the hint picture (`hint_channels` deep) to the latent's size.
+
+    `heads` per level is the published convention, because no shape tells it: 8 heads where the context is 768 wide,
+    heads of 64 elsewhere. A ControlNet is a copy of a UNet, so `core.identity_fit` puts the loaded UNet's there.
+
+    `tensors` maps diffusers' names (`down_blocks.0.resnets.0.norm1.weight`) to the names in the file; `layout` is how
+    those are written.
+    """
+
+    layout: Literal["diffusers", "ldm"]
+    context_dim: int
+    channels: tuple[int, ...]
+    depths: tuple[int, ...]
+    mid_depth: int
+    heads: tuple[int, ...]
+    y_dim: int = 0
+    in_channels: int = 4
+    hint_channels: int = 3
+    hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    tensors: dict[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def residuals(self) -> tuple[int, ...]:
+        """Widths of the residuals that go down the skip connections, in the order in which the UNet makes those."""
+        widths = [self.channels[0]]
+        for level, width in enumerate(self.channels):
+            widths += [width] * (2 if level == len(self.channels) - 1 else 3)
+        return tuple(widths)
+
+
+@dataclass(frozen=True)
 class FileReport:
     """What one file is, in one sentence and in fields. The command line prints these.
 
-    `adapter` is set when `status` is supported; `vision_encoder` when `kind` is "vision_encoder".
+    `adapter` is set when `status` is supported; `vision_encoder` when `kind` is "vision_encoder"; `controlnet` when
+    `kind` is "controlnet" and IdentityNet's code can run it.
     """
 
     path: str
@@ -140,3 +178,4 @@ class FileReport:
     message: str = ""
     adapter: AdapterSpec | None = field(default=None, repr=False)
     vision_encoder: VisionEncoderSpec | None = field(default=None, repr=False)
+    controlnet: ControlNetSpec | None = field(default=None, repr=False)

@@ -99,16 +99,26 @@ class EncoderPool(ReleasedPool):
 
         return self._kept(("square", content, encoder.fingerprint, view), encode)
 
-    def negative(self, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference]) -> Tensor:
+    def negative(
+        self, encoder: EncoderFile, view: View, uncond: str, references: Sequence[Reference], amount: float = 1.0
+    ) -> Tensor:
         """Features `(1, ...)` that stand for "no picture": `official` zero pixels, a `black` picture, or `noise`.
 
         Official: the zero **pixel tensor**, after normalisation (tencent-ailab/IP-Adapter, IPAdapterPlus.
         get_image_embeds). Black: a black picture through the same preprocessing (ComfyUI_IPAdapter_plus, Forge). Noise:
-        uniform random pixels from a generator seeded by the references, so that a job can be repeated.
+        uniform random pixels from a generator seeded by the references, so that a job can be repeated. `amount` of the
+        noise: the pixel tensor times it where the encoder's hidden states are taken, whose official negative is zero
+        pixels, and the features times it where the pooled ones are, whose official negative is zero features.
         """
+        scaled = amount if uncond == "noise" and view.want == "hidden" else 1.0
         seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
-        key = ("negative", uncond, encoder.fingerprint, view.want, view.side, seed if uncond == "noise" else "")
-        return self._kept(key, lambda: self._run(encoder, view, negative_pixels(uncond, view.side, int(seed, 16))))
+        key = ("negative", uncond, encoder.fingerprint, view.want, view.side, seed if uncond == "noise" else "", scaled)
+
+        def encode() -> Tensor:
+            return self._run(encoder, view, scaled * negative_pixels(uncond, view.side, int(seed, 16)))
+
+        found = self._kept(key, encode)
+        return amount * found if uncond == "noise" and view.want == "pooled" else found
 
     def _kept(self, key: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
         def measured() -> tuple[Tensor, int]:

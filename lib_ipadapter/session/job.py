@@ -18,8 +18,11 @@ from ..core.schedule import UNetCall
 from ..library.errors import IPAdapterError, UnsupportedHostStateError
 from ..units.unit import Request
 from .claims import Claims
+from .extension import JobExtension
 from .failures import afresh, as_named
-from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass, why_idle
+from .identity import JobNets
+from .maps import show_maps
+from .passes import PassAttachment, PassPlan, attach_pass, refuse_pass
 from .ready import ready_plan
 from .regions import Canvas, canvas_of
 from .scoring import IdentityScores, scores_for
@@ -38,7 +41,9 @@ class Job:
     asked to go on, told of in a warning while the rest is sampled without image prompts.
     """
 
-    def __init__(self, p: Any, request: Request | IPAdapterError, services: Services) -> None:
+    def __init__(
+        self, p: Any, request: Request | IPAdapterError, services: Services, extension: JobExtension | None = None
+    ) -> None:
         # Weak, as `p` holds its job: a finished processing object and its tensors go at once, not with a later
         # collection of garbage.
         self._processing = weakref.ref(p)
@@ -51,6 +56,7 @@ class Job:
         self._scores: IdentityScores | None = None
         self._pictures = 0
         self._reader = services.host.call_reader(p)
+        self._nets = JobNets(services, self._warn, extension)
         self._passes = 0
         self._canvas: Canvas | None = None
         self._over = False
@@ -98,6 +104,7 @@ class Job:
         if self._scores is not None:
             self._scores.begin_batch()
         p = self.p
+        self._nets.settle()
         earlier = p.__dict__.get("sample")
         while isinstance(earlier, WrappedSample):
             earlier.undo(p)
@@ -136,6 +143,9 @@ class Job:
                 self._attach(sampling=True)
             self._check_loras()
             self._reader.begin_step(params)
+            if self._pass is not None:
+                self._pass.begin_step(params)
+            self._nets.begin_step(params)
 
         self._guarded(follow)
 
@@ -146,16 +156,10 @@ class Job:
             self.p.extra_generation_params.update(self._scores.add(picture))
 
     def finish(self, processed: Any) -> None:
-        """Put every picture's score into the result's text and into what the API answers."""
-        if self._scores is None:
-            return
-        # What a grid of several jobs (X/Y/Z plot) writes afterwards is not one picture's.
-        own = {key: value for key, value in self.p.extra_generation_params.items() if key not in self._scores.values()}
-        self.p.extra_generation_params = own
-        processed.extra_generation_params = own | self._scores.values()
-        processed.comments = "".join(
-            [processed.comments or "", *(f"IP-Adapter: {sentence}\n" for sentence in self._scores.sentences())]
-        )
+        """Put every picture's score into the result's text and into what the API answers, and the maps beside them."""
+        show_maps(processed, self._nets.maps)
+        if self._scores is not None:
+            self._scores.write(self.p, processed)
 
     def close(self) -> None:
         """Leave nothing behind; safe to call at any time and twice. A wrapper that others still hold does nothing."""
@@ -164,6 +168,7 @@ class Job:
         if isinstance(own, WrappedSample):
             own.undo(self.p)
         self._detach()
+        self._nets.release()
         if self._scores is not None:
             self._scores.close()
 
@@ -197,6 +202,7 @@ class Job:
             self._detach()
             self._failure = None
             if not finished:
+                self._nets.release()
                 self._claims.retract(self.p)
 
     def _prepare(self) -> PassPlan | None:
@@ -204,7 +210,7 @@ class Job:
         try:
             return self._plan_or_raise()
         except Exception as error:
-            named = as_named(error, WHAT)
+            named = afresh(as_named(error, WHAT))
         try:
             if self._services.stop_on_failure():
                 logger.error("stopped: %s", str(named))
@@ -226,11 +232,11 @@ class Job:
         for reason in (host.too_old(), host.refusal(self.p)):
             if reason:
                 raise UnsupportedHostStateError(reason)
-        plan = ready_plan(self.p, self._request, self._services, self._warn)
+        plan = ready_plan(self.p, self._request, self._services, self._nets, self._warn)
         if plan is None:
             self._claims.retract(self.p)
             return None
-        self._claims.make(self.p, plan.units, plan.loras.told)
+        self._claims.foretell(self.p, plan)
         if self._scores is None:  # this job's first batch
             self._scores = scores_for(plan.units, self._services, self._warn, self._pictures)
         return plan
@@ -247,11 +253,7 @@ class Job:
                 "extensions when it starts. Run it without that script, or switch the image prompt off."
             ))  # fmt: skip
             return
-        self._claims.make(self.p, plan.units, plan.loras.told)
-        self._claims.retract(self.p, keep=plan.acted | plan.with_lora)
-        for unit in plan.units:
-            if unit.number not in plan.acted and not interrupted:
-                self._warn(why_idle(unit, plan, with_lora=unit.number in plan.with_lora))
+        self._claims.settle(self.p, plan, tell_idle=not interrupted)
 
     # -- shared
 
@@ -277,7 +279,7 @@ class Job:
             self._fail(as_named(error, WHAT))
             return None
         if self._pass is not None:
-            self._pass.note(call.fraction)
+            self._pass.note(call)
         return call
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -309,12 +311,9 @@ class Job:
 
     def _go_on_without(self, error: IPAdapterError) -> None:
         """Take everything off the UNet; what is still to be sampled has no image prompts, and the warning says so."""
-        acted = self._plan.acted | self._plan.with_lora if self._plan is not None else ()
-        passes = self._passes
+        plan, passes = self._plan, self._passes
         self._detach(sampling=True)
-        self._claims.retract(self.p, keep=acted)
-        without = f"The rest, from pass {passes} on, was sampled" if acted else "Generated"
-        self._warn(f"{without} without image prompts. {error}")
+        self._claims.cut_short(self.p, plan, passes, error)
 
     def _warn(self, sentence: str) -> None:
         self._claims.warn(self.p, sentence)

@@ -19,9 +19,10 @@ from ..library.errors import (
 )
 from ..library.face_packs import FacePack, find_face_pack, list_face_packs
 from ..library.files import FolderIndex, FoundFile, Listing, find_encoders, fingerprint
-from ..library.spec import AdapterSpec, FileReport, base_title
+from ..library.spec import AdapterSpec, ControlNetSpec, FileReport, base_title
 from .features import EncoderFile
-from .preferences import FACE_FEATURES, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
+from .identity_files import CONTROLNET, Fit, IdentityFile, find_identity_net
+from .preferences import FACE_FEATURES, INSTANTID, PICTURE_FEATURES, knows_identity, rank, runs, serves, usable
 
 AUTO = "auto"
 FACE_PACKS: tuple[str, ...] = PACKS
@@ -31,6 +32,7 @@ FACE_PACKS: tuple[str, ...] = PACKS
 class Choice:
     """The adapter that a unit uses, and what feeds it: a vision encoder, a face pack, or both for FaceID-Plus.
 
+    `net` is InstantID's IdentityNet, where `Models.identity_net` was asked for it.
     `fingerprint` changes when the adapter's bytes do.
     """
 
@@ -40,6 +42,7 @@ class Choice:
     fingerprint: str
     encoder: EncoderFile | None = None
     pack: FacePack | None = None
+    net: IdentityFile | None = None
 
     def require_encoder(self) -> EncoderFile:
         """The encoder of an adapter that has one."""
@@ -116,6 +119,30 @@ class Models:
             )
         return self._fed(file, spec)
 
+    def identity_net(self, wanted: str, choice: Choice, fit: Fit | None = None) -> IdentityFile:
+        """The IdentityNet called `wanted`, or for "auto" InstantID's own, to run beside the chosen adapter.
+
+        `fit` judges it by the loaded UNet; None where the unit is for a checkpoint that is not loaded yet.
+
+        Raises: IdentityNetError, WrongBaseError, AdapterNotFoundError.
+        """
+        gives = choice.spec.context_dim
+
+        def pair(spec: ControlNetSpec) -> ControlNetSpec:
+            if spec.context_dim != gives:
+                raise WrongBaseError(
+                    f"it takes tokens of {spec.context_dim} numbers and {choice.name} gives {gives}: choose both "
+                    "halves of the same pair."
+                )
+            return spec if fit is None else fit(spec)
+
+        file, spec = find_identity_net(self._listing(), wanted, choice.name, pair)
+        return IdentityFile(file.name, file.path, spec, self._fingerprint(file.path))
+
+    def controlnet_names(self) -> list[str]:
+        """Every ControlNet that can run as IdentityNet."""
+        return [file.name for file in self._listing().of_kind(CONTROLNET) if file.report.controlnet is not None]
+
     def knows_identity(self, adapter: str, intent: str, bases: Sequence[str]) -> bool:
         """Whether the adapter that `choose` means is fed by a face, also where what feeds it is missing."""
         try:
@@ -149,7 +176,7 @@ class Models:
                 failure = failure or error
         if failure is not None:
             raise failure
-        what = "a face" if intent == "face" else "pictures"
+        what = {"face": "a face", INSTANTID: "InstantID"}.get(intent, "pictures")
         raise AdapterNotFoundError(
             f"There is no adapter for {what} and {' or '.join(map(base_title, bases))} in "
             f"{self._listing().searched()}. Put one into models/ipadapter (the README names the files) and refresh the "

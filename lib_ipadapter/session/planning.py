@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from ..core.identity_fit import fit_to_unet
 from ..core.layers import CrossAttentionLayer, check_fit, find_cross_attention
 from ..library.checkpoints import checkpoint_base
 from ..library.errors import IPAdapterError, WrongBaseError
-from ..library.spec import CONTEXT_WIDTHS, LAYER_COUNTS
+from ..library.spec import CONTEXT_WIDTHS, LAYER_COUNTS, ControlNetSpec
 from ..units.unit import Unit
 from .failures import as_named
+from .identity_unit import wants_net
 from .models import Choice
 from .services import Services
 
@@ -38,11 +41,19 @@ def plan_units(
         if info is not None and info.base:
             bases.append(info.base)
     services.models.refresh()
+
+    def fit(spec: ControlNetSpec) -> ControlNetSpec:
+        return fit_to_unet(spec, unet, layers)
+
     for number, unit in units:
         try:
             choice = services.models.choose(unit.adapter, unit.intent, bases)
-            if choice.spec.base == bases[0]:
+            is_loaded = choice.spec.base == bases[0]
+            if is_loaded:
                 check_fit(layers, choice.spec)
+            if wants_net(unit, choice.spec):
+                net = services.models.identity_net(unit.identity_net, choice, fit if is_loaded else None)
+                choice = replace(choice, net=net)
         except Exception as error:
             failed(number, as_named(error, "The unit"))
             continue

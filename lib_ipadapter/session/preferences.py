@@ -21,17 +21,18 @@ _PREFERENCE: dict[str, tuple[str, ...]] = {
     "composition": ("composition", "plus", "base"),
     "style_composition": ("plus", "base"),
     "face": ("faceid_plus_v2", "faceid_plus", "faceid", "faceid_portrait", "faceid_portrait_unnorm"),
+    "instantid": ("instantid",),
 }
 # Fed by CLIP but made for faces: never chosen for a picture while anything else is there, and for a face when there is
 # no FaceID adapter at all.
 _CLIP_FACES = ("plus-face", "full-face")
-# Needs a part that this version does not have.
-_NOT_YET = ("instantid",)
+INSTANTID = "instantid"
+"""Both the intent and the kind of adapter: one half of a pair, of which `session.identity_files` finds the other."""
 
 
 def runs(report: FileReport) -> bool:
     """Whether the file is an adapter that this version can run."""
-    return report.adapter is not None and report.kind not in _NOT_YET
+    return report.adapter is not None
 
 
 def knows_identity(report: FileReport) -> bool:
@@ -43,6 +44,8 @@ def serves(report: FileReport, intent: str) -> bool:
     """Whether auto may choose the adapter: faces for faces, pictures for everything else."""
     if not runs(report):
         return False
+    if INSTANTID in (intent, report.kind):
+        return intent == report.kind
     if intent == "face":
         return knows_identity(report) or report.variant in _CLIP_FACES
     return not knows_identity(report)
@@ -53,11 +56,6 @@ def usable(file: FoundFile) -> AdapterSpec:
     report = file.report
     if report.adapter is None:
         raise AdapterFileError(f"{file.name} cannot be used as an adapter. {report.message}")
-    if report.kind in _NOT_YET:
-        raise AdapterFileError(
-            f"{file.name} is an InstantID adapter, which needs an IdentityNet that this version does not have. Choose "
-            "a FaceID adapter."
-        )
     return report.adapter
 
 

@@ -11,17 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
+from torch import Tensor
+
 from ..core.adapter import LayerKV, load_adapter
 from ..core.schedule import Window
 from ..encoders.squares import Framing
 from ..library.errors import BadImageError
+from ..units.fields import FIELDS, REGION
 from ..units.images import ImageStore, decode_reference, digest
 from ..units.unit import Unit
 from .cache import ResultCache
 from .faces import FacePool
 from .features import EncoderPool, Reference, View, require_finite
+from .identity_unit import PreparedIdentity
+from .keypoints import FaceKeypoints
 from .loras import LoraRequest
 from .models import Choice
+from .preferences import INSTANTID
 from .regions import ReadyRegion, read_region
 from .tokens import combination, face_tokens, picture_tokens
 
@@ -36,7 +43,8 @@ class PreparedUnit:
     """A unit as sampling needs it. `number` counts from 1, as the page does; `digests` name its pictures.
 
     `notes` are sentences about the pictures that the user should see with the result; `region` is None where the unit
-    acts everywhere.
+    acts everywhere, or where `face`, an InstantID unit's on the canvas, says (`session.people`). `tokens` (2, T, D),
+    prompt and negative, are kept where IdentityNet needs them, and `identity` is what it needs beside them.
     """
 
     number: int
@@ -47,6 +55,9 @@ class PreparedUnit:
     kv: LayerKV = field(repr=False)
     notes: tuple[str, ...] = ()
     region: ReadyRegion | None = None
+    tokens: Tensor | None = field(default=None, repr=False)
+    face: FaceKeypoints | None = None
+    identity: PreparedIdentity | None = None
 
     @property
     def name(self) -> str:
@@ -59,6 +70,7 @@ class _Projected:
 
     kv: LayerKV
     notes: tuple[str, ...]
+    tokens: Tensor | None
 
 
 def prepare_unit(
@@ -94,7 +106,17 @@ def prepare_unit(
         "cached" if cached else _work(pool.encoded - encoded, faces.analysed - analysed),
         1000 * (time.perf_counter() - started),
     )  # fmt: skip
-    return PreparedUnit(number, unit, choice, digests, Window(unit.start, unit.end), kv, projected.notes, region)
+    return PreparedUnit(
+        number,
+        unit,
+        choice,
+        digests,
+        Window(unit.start, unit.end),
+        kv,
+        projected.notes,
+        region,
+        projected.tokens,
+    )
 
 
 def _files(choice: Choice) -> tuple[str, ...]:
@@ -107,7 +129,8 @@ def _files(choice: Choice) -> tuple[str, ...]:
 def _settings(unit: Unit, choice: Choice) -> tuple[object, ...]:
     """The unit's fields that change its tokens."""
     face = (unit.face, unit.s_scale) if choice.pack is not None else ()
-    return (combination(unit, choice.spec), unit.uncond, *face)
+    noise = (unit.uncond_noise,) if unit.uncond == "noise" else ()
+    return (combination(unit, choice.spec), unit.uncond, *noise, *face)
 
 
 def _work(squares: int, pictures: int) -> str:
@@ -115,6 +138,14 @@ def _work(squares: int, pictures: int) -> str:
     done = [f"{n} {what}{'' if n == 1 else 's'} {how}" for n, what, how in
             ((pictures, "picture", "analysed"), (squares, "square", "encoded")) if n]  # fmt: skip
     return ", ".join(done) or "projected anew"
+
+
+def order_of_sums(one: PreparedUnit) -> tuple[object, ...]:
+    """What to sort a job's units by, so that their order says nothing: what they are, without their numbers."""
+    unit, face = one.unit, one.face
+    region = one.region.text if one.region is not None else unit.region
+    settings = (getattr(unit, spec.name) for spec in FIELDS if spec.kind != "images" and spec is not REGION)
+    return (one.choice.fingerprint, one.digests, region, face.points if face is not None else (), *settings)
 
 
 def lora_request(prepared: PreparedUnit) -> LoraRequest:
@@ -152,7 +183,8 @@ def _project(
         seen = picture_tokens(adapter, unit, choice, view, references, pool)
     kv = {key: (k.cpu(), v.cpu()) for key, (k, v) in adapter.layer_kv(seen.tokens, dtype=pool.dtype).items()}
     require_finite(f"The adapter {choice.name}", pool.dtype, *(tensor for pair in kv.values() for tensor in pair))
-    return _Projected(kv, seen.notes)
+    tokens = torch.cat([seen.tokens.cond, seen.tokens.uncond]).float().cpu() if choice.spec.kind == INSTANTID else None
+    return _Projected(kv, seen.notes, tokens)
 
 
 def choice_view(choice: Choice, crop: str) -> View | None:

@@ -1,4 +1,4 @@
-"""A unit's region, read before sampling and drawn for the canvas of each pass. Used by `session.prepare` and `passes`.
+"""A unit's region, read before sampling and drawn for the canvas of each pass. Used by `session.prepare` and `people`.
 
 A region's edge is the region blurred by a box as wide as the feather, with what touches the picture's border going on
 beyond it. So a rectangle's edge is a straight ramp, half inside and half outside, neighbouring regions add up to one,
@@ -41,9 +41,12 @@ class ReadyRegion:
 
 
 def read_region(unit: Unit, store: ImageStore) -> ReadyRegion | None:
-    """What the unit's fields say; None for everywhere. Raises: BadImageError for a drawing that cannot be used."""
+    """What the unit's fields say; None for everywhere, and where faces say it (`session.people`).
+
+    Raises: BadImageError for a drawing that cannot be used.
+    """
     region = parse_region(unit.region)
-    if region.is_everywhere:
+    if region.is_everywhere or (region.box is None and not region.is_picture):
         return None
     if region.box is not None:
         return ReadyRegion(region, unit.feather, region.text)
@@ -70,18 +73,23 @@ def canvas_of(latent: Any) -> Canvas | None:
     return int(latent.shape[2]) * PIXELS_PER_LATENT, int(latent.shape[3]) * PIXELS_PER_LATENT
 
 
-def draw_region(region: ReadyRegion, canvas: Canvas | None, crop: Crop | None) -> Tensor:
-    """The region as a mask `(height, width)` in 0..1 of a pass's canvas, which shows the whole picture or `crop` of it.
-
-    Raises: UnsupportedHostStateError where the canvas is not known.
-    """
+def known(canvas: Canvas | None) -> Canvas:
+    """The canvas itself. Raises: UnsupportedHostStateError where it is not known."""
     if canvas is None:
         raise UnsupportedHostStateError(
             "A pass began and the host did not say how large it samples, so a unit's region cannot be placed: let the "
             "unit act everywhere, or run the job without the script that samples in its own way."
         )
-    height, width = canvas
-    shown = crop or Crop((width, height), (0, 0, width, height))
+    return canvas
+
+
+def draw_region(region: ReadyRegion, canvas: Canvas | None, crop: Crop | None) -> Tensor:
+    """The region as a mask `(height, width)` in 0..1 of a pass's canvas, which shows the whole picture or `crop` of it.
+
+    Raises: UnsupportedHostStateError where the canvas is not known.
+    """
+    canvas = known(canvas)
+    shown = crop or _whole(canvas)
     if region.region.box is None:
         return _draw_picture(region, canvas, shown)
     box, shorter = region.region.box, min(shown.picture)
@@ -91,12 +99,27 @@ def draw_region(region: ReadyRegion, canvas: Canvas | None, crop: Crop | None) -
     return rows[:, None] * columns[None, :]
 
 
+def draw_box(box: tuple[float, float, float, float], canvas: Canvas, feather: float) -> Tensor:
+    """The mask `(height, width)` of a box (left, top, right, bottom), it and its `feather` in pixels of the canvas."""
+    height, width = canvas
+    left, top, right, bottom = box
+    across, down = (_Axis(_whole(canvas), canvas, axis) for axis in (0, 1))
+    rows = down.ramp(top / height, (bottom - top) / height, feather / height)
+    columns = across.ramp(left / width, (right - left) / width, feather / width)
+    return rows[:, None] * columns[None, :]
+
+
+def _whole(canvas: Canvas) -> Crop:
+    height, width = canvas
+    return Crop((width, height), (0, 0, width, height))
+
+
 class _Axis:
     """One side of a canvas: where each of its pixels lies in the whole picture, as a fraction of the picture's side."""
 
     def __init__(self, shown: Crop, canvas: Canvas, axis: int) -> None:
         start, length = shown.box[axis], shown.box[2 + axis]
-        offset, filled = _fitted(shown, canvas)[axis]
+        offset, filled = shown.fitted((canvas[1], canvas[0]))[axis]
         # Beyond the crop the hosts repeat its edge.
         pixels = (torch.arange(canvas[1 - axis], dtype=torch.float64) - offset).clamp(0, filled - 1)
         self.positions = (start + length * (pixels + 0.5) / filled) / shown.picture[axis]
@@ -115,18 +138,6 @@ class _Axis:
         return torch.round(rise - fall, decimals=6).float()
 
 
-def _fitted(shown: Crop, canvas: Canvas) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(offset, length) in pixels of the canvas, across and down, into which the crop is fitted.
-
-    Formula: modules/images.py, resize_image, mode 2 ("resize and fill") of every host.
-    """
-    (height, width), (_, _, box_width, box_height) = canvas, shown.box
-    wider = width / height < box_width / box_height
-    across = width if wider else max(1, box_width * height // box_height)
-    down = max(1, box_height * width // box_width) if wider else height
-    return (width // 2 - across // 2, across), (height // 2 - down // 2, down)
-
-
 def _draw_picture(region: ReadyRegion, canvas: Canvas, shown: Crop) -> Tensor:
     """A drawing, stretched over the whole picture, feathered there, and cut as the picture is."""
     assert region.drawing is not None
@@ -140,7 +151,7 @@ def _draw_picture(region: ReadyRegion, canvas: Canvas, shown: Crop) -> Tensor:
     x, y, box_width, box_height = shown.box
     across, down = size[0] / shown.picture[0], size[1] / shown.picture[1]
     box = (x * across, y * down, (x + box_width) * across, (y + box_height) * down)
-    (left, filled), (top, tall) = _fitted(shown, canvas)
+    (left, filled), (top, tall) = shown.fitted((width, height))
     part = whole.resize((filled, tall), Image.Resampling.BILINEAR, box=box)
     mask = torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8).reshape(tall, filled).float() / 255
     columns = (torch.arange(width) - left).clamp(0, filled - 1)

@@ -97,6 +97,16 @@ class IdentityScores:
         """What the result's text says: each unit's scores, and which picture of several is the best."""
         return [_sentence(unit.number, self._all) for unit in self._units if self._all]
 
+    def write(self, p: Any, processed: Any) -> None:
+        """Put every picture's score into the result's text and into what the API answers."""
+        values = self.values()
+        # What a grid of several jobs (X/Y/Z plot) writes afterwards is not one picture's.
+        own = {key: value for key, value in p.extra_generation_params.items() if key not in values}
+        p.extra_generation_params = own
+        processed.extra_generation_params = own | values
+        sentences = [f"IP-Adapter: {sentence}\n" for sentence in self.sentences()]
+        processed.comments = "".join([processed.comments or "", *sentences])
+
     def close(self) -> None:
         self._pool.release()
 

@@ -16,13 +16,14 @@ from torch.nn.functional import normalize
 
 from ..core.adapter import Adapter
 from ..core.embeds import Combination, Features, ImageTokens, pair_tokens
+from ..library.errors import BadUnitError
 from ..library.spec import AdapterSpec
 from ..units.face_choice import choice_for, parse_face_choices
 from ..units.unit import Unit
 from .faces import FacePool, FaceReading, mean_embedding, misfits
 from .features import EncoderPool, Reference, View, as_features
 from .models import Choice
-from .preferences import FACE_FEATURES
+from .preferences import FACE_FEATURES, INSTANTID
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,26 @@ class Seen:
 
 
 def combination(unit: Unit, spec: AdapterSpec) -> str:
-    """How the unit's references are combined: "mean" before the projector, "concat" or "average" of its tokens.
+    """How the unit's references are combined: "mean" before the projector, "sequence" in it, "concat" or
+    "average" of its tokens.
 
     Auto: photos of a person are averaged as embeddings, except for portrait adapters, which were trained on several
     photos side by side (tencent-ailab/IP-Adapter, ip_adapter_faceid_separate.py, n_cond); pictures are concatenated.
     """
+    if unit.combine == "sequence" and not takes_sequences(spec):
+        raise BadUnitError(
+            "combine is sequence, which only adapters whose projector is a resampler of faces understand (InstantID, "
+            "FaceID Portrait unnorm); choose mean or concat."
+        )
     if unit.combine != "auto":
         return unit.combine
     portrait = spec.kind.startswith("faceid_portrait")
     return "mean" if spec.feature in FACE_FEATURES and not portrait else "concat"
+
+
+def takes_sequences(spec: AdapterSpec) -> bool:
+    """Whether the projector can see several faces at once and still make one face's tokens."""
+    return spec.feature == "face_raw" and spec.projector.family == "resampler"
 
 
 def picture_tokens(
@@ -61,7 +73,8 @@ def picture_tokens(
         # A zero embedding, which needs no encoder (tencent-ailab/IP-Adapter, IPAdapter.get_image_embeds).
         uncond = adapter.project(adapter.zero_features(1))
     else:
-        uncond = adapter.project(as_features(view, pool.negative(encoder, view, unit.uncond, references)))
+        negative = pool.negative(encoder, view, unit.uncond, references, unit.uncond_noise)
+        uncond = adapter.project(as_features(view, negative))
     return Seen(pair_tokens(cond, uncond, _of_tokens(how)))
 
 
@@ -101,8 +114,13 @@ def face_tokens(
     if how == "mean":
         embeddings = mean_embedding(raw)
         hidden = hidden.mean(dim=0, keepdim=True) if hidden is not None else None
+    elif how == "sequence":
+        # Official InstantID reshapes to (1, n, 512): pipeline_stable_diffusion_xl_instantid.py, image embeds.
+        embeddings = raw.unsqueeze(0)
     cond = adapter.project(_face_features(choice.spec, embeddings, hidden), s_scale=unit.s_scale)
-    uncond = _face_uncond(adapter, unit, choice, view, references, pool, raw)
+    # The negative rows see as many faces as the prompt's, so that they weigh the same beside the resampler's queries.
+    seen = raw.shape[0] if how == "sequence" else 0
+    uncond = _face_uncond(adapter, unit, choice, view, references, pool, raw, seen)
     notes = [warning for reading in readings for warning in reading.warnings]
     notes += misfits(raw, [reference.name for reference in references])
     return Seen(pair_tokens(cond, uncond, _of_tokens(how)), tuple(notes))
@@ -116,24 +134,41 @@ def _face_uncond(
     references: Sequence[Reference],
     pool: EncoderPool,
     raw: Tensor,
+    sequence: int,
 ) -> Tensor | None:
     """Tokens (1, T, D) of the negative rows; None for zeros.
 
     Official: a zero embedding, with CLIP's view of a zero pixel tensor for the Plus kinds. "black" changes only what
-    CLIP sees, since an embedding has no black picture; "noise" is a random direction as long as the references'
-    embeddings, from a generator seeded by the references.
+    CLIP sees, since an embedding has no black picture; "noise" is `_noise`, with as much noise in what CLIP sees.
+    `sequence` is how many of them go in at once, 0 for none.
     """
     if unit.uncond == "zeros":
         return None
     hidden = None
     if view is not None:
-        hidden = pool.negative(choice.require_encoder(), view, unit.uncond, references)
+        hidden = pool.negative(choice.require_encoder(), view, unit.uncond, references, unit.uncond_noise)
     if unit.uncond != "noise":
-        return adapter.project(adapter.zero_features(1, hidden), s_scale=unit.s_scale)
+        zeros = Features(face=torch.zeros(1, sequence, raw.shape[1])) if sequence else adapter.zero_features(1, hidden)
+        return adapter.project(zeros, s_scale=unit.s_scale)
+    noise = unit.uncond_noise * _noise(choice.spec, raw, references)
+    if sequence:
+        noise = noise.expand(1, sequence, -1)
+    return adapter.project(Features(face=noise, hidden=hidden), s_scale=unit.s_scale)
+
+
+def _noise(spec: AdapterSpec, raw: Tensor, references: Sequence[Reference]) -> Tensor:
+    """An embedding (1, 512) of nobody, as the kind wants embeddings, from a generator seeded by the references.
+
+    InstantID: uniform numbers from 0 to 1, which the amount multiplies, so that 0.35 gives ComfyUI_InstantID's negative
+    (InstantID.py, ApplyInstantID: `noise * torch.rand_like`), whose seed is another. The others: a random direction, of
+    unit length or as long as the references' embeddings on average.
+    """
     seed = hashlib.sha256("".join(reference.digest for reference in references).encode()).hexdigest()[:15]
-    noise = torch.randn(1, raw.shape[1], generator=torch.Generator().manual_seed(int(seed, 16)))
-    noise = normalize(noise, dim=1) * raw.norm(dim=1).mean()
-    return adapter.project(_face_features(choice.spec, noise, hidden), s_scale=unit.s_scale)
+    generator = torch.Generator().manual_seed(int(seed, 16))
+    if spec.kind == INSTANTID:
+        return torch.rand(1, raw.shape[1], generator=generator)
+    direction = normalize(torch.randn(1, raw.shape[1], generator=generator), dim=1)
+    return direction * raw.norm(dim=1).mean() if spec.feature == "face_raw" else direction
 
 
 def _face_features(spec: AdapterSpec, raw: Tensor, hidden: Tensor | None) -> Features:
@@ -143,4 +178,4 @@ def _face_features(spec: AdapterSpec, raw: Tensor, hidden: Tensor | None) -> Fea
 
 def _of_tokens(how: str) -> Combination:
     """What is left to do with the tokens of references that were, or were not, averaged before."""
-    return "concat" if how == "mean" else cast("Combination", how)
+    return "concat" if how in ("mean", "sequence") else cast("Combination", how)

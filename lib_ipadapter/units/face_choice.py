@@ -1,6 +1,7 @@
-"""Which face of each picture counts: the text of the unit field `face`, read and written.
+"""Which face of a picture counts: the text of the unit fields `face` and `pose_face`, read and written.
 
-`field_spec` checks the field with it, `session.faces` asks it per picture. Text and numbers only.
+`field_spec` checks the fields with it, `session.faces` asks it per picture, `session.seats` for a pose photo. Text and
+numbers only.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from typing import Literal
 
 How = Literal["largest", "best", "index", "point"]
 
+AUTO = "auto"
 FACE_FORMS = "largest, best, a number from 1 (left to right), or @x,y with x and y from 0 to 1"
 SEPARATOR = ";"
-_ONE = r" *(largest|best|[1-9][0-9]{0,2}|1000|@(0?\.[0-9]+|0|1|1\.0*|0\.) *, *(0?\.[0-9]+|0|1|1\.0*|0\.))? *"
+ONE_FACE_FORMS = f"{AUTO}, {FACE_FORMS}"
+_FORM = r"largest|best|[1-9][0-9]{0,2}|1000|@(0?\.[0-9]+|0|1|1\.0*|0\.) *, *(0?\.[0-9]+|0|1|1\.0*|0\.)"
+_ONE = f" *({_FORM})? *"
 FACE_PATTERN = f"^{_ONE}({SEPARATOR}{_ONE})*$"
-"""The forms as a regular expression for JSON Schema, which says the same as `parse_face_choices` of plain numbers."""
+ONE_FACE_PATTERN = f"^ *({AUTO}|{_FORM})? *$"
+"""The forms as regular expressions for JSON Schema, which say the same as the readers of plain numbers."""
 MAX_INDEX = 1000
 MAX_FACE_TEXT = 2048
 """Characters; a point for each of as many pictures as a unit takes fits in."""
@@ -44,6 +49,17 @@ def parse_face_choices(text: str) -> tuple[FaceChoice, ...]:
     Raises: ValueError naming the part that is none of the forms.
     """
     return tuple(_parse_one(part.strip()) for part in text.split(SEPARATOR))
+
+
+def parse_one_face(text: str) -> FaceChoice | None:
+    """Read one choice; None for "auto", which an empty text means, too. Raises: ValueError."""
+    part = text.strip()
+    return None if part.lower() in ("", AUTO) else _parse_one(part)
+
+
+def write_one_face(choice: FaceChoice | None) -> str:
+    """The canonical text of such a choice."""
+    return AUTO if choice is None else str(choice)
 
 
 def write_face_choices(choices: Sequence[FaceChoice]) -> str:

@@ -13,10 +13,19 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, cast
 
 from ..library.errors import BadUnitError
-from .face_choice import FACE_FORMS, MAX_FACE_TEXT, parse_face_choices, write_face_choices
-from .regions import PRESETS, REGION_FORMS, parse_region
+from .face_choice import (
+    FACE_FORMS,
+    MAX_FACE_TEXT,
+    ONE_FACE_FORMS,
+    parse_face_choices,
+    parse_one_face,
+    write_face_choices,
+    write_one_face,
+)
+from .keypoint_text import KEYPOINT_FORMS, parse_keypoints, write_keypoints
+from .regions import NAMES, REGION_FORMS, parse_region
 
-Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face", "region"]
+Kind = Literal["bool", "number", "choice", "text", "images", "adapter", "face", "one_face", "region", "keypoints"]
 Value = bool | float | str | tuple[str, ...]
 T_co = TypeVar("T_co", bound=Value, covariant=True)
 
@@ -61,7 +70,9 @@ class FieldSpec(Generic[T_co]):
             "bool": "true or false",
             "text": f"a line of text of at most {MAX_TEXT} characters",
             "face": f"{FACE_FORMS}, one for all pictures or one for each, separated by semicolons",
+            "one_face": ONE_FACE_FORMS,
             "region": REGION_FORMS,
+            "keypoints": KEYPOINT_FORMS,
             "adapter": f"'auto' or a file name of at most {MAX_TEXT} characters",
             "images": f"a list of at most {self.maximum or 0:g} pictures, each a string",
         }[self.kind]
@@ -151,6 +162,8 @@ def _read_face(spec: FieldSpec[Value], value: object) -> str:
         value = str(value)
     text = _read_text(spec, value, MAX_FACE_TEXT)
     try:
+        if spec.kind == "one_face":
+            return write_one_face(parse_one_face(text))
         return write_face_choices(parse_face_choices(text))
     except ValueError as error:
         raise spec.refuse(value, f" {error}") from error
@@ -164,7 +177,16 @@ def _read_region(spec: FieldSpec[Value], value: object) -> str:
     try:
         return parse_region(value).text
     except ValueError as error:
-        raise spec.refuse(value, f" {error}{did_you_mean(value, PRESETS)}") from error
+        raise spec.refuse(value, f" {error}{did_you_mean(value, NAMES)}") from error
+
+
+def _read_keypoints(spec: FieldSpec[Value], value: object) -> str:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return cast(str, spec.default)
+    try:
+        return write_keypoints(parse_keypoints(value))
+    except ValueError as error:
+        raise spec.refuse(value, f" {error}") from error
 
 
 def _read_images(spec: FieldSpec[Value], value: object) -> tuple[str, ...]:
@@ -214,6 +236,8 @@ _READERS = {
     "text": _read_text,
     "adapter": _read_text,
     "face": _read_face,
+    "one_face": _read_face,
     "region": _read_region,
+    "keypoints": _read_keypoints,
     "images": _read_images,
 }

@@ -1,13 +1,27 @@
 """The one list of a unit's fields. It drives the page, the API, the infotext, the XYZ axes, the schema and README.
 
-To add a field: add it here and to `unit.Unit`; a test fails until both agree. The order here is the order of the
-page's flat arguments. No field may be called `module`: ADetailer switches off any dict argument that has that key.
+Those of InstantID are in `identity_fields`. To add a field: add it here and to `unit.Unit`; a test fails until both
+agree. The order here is the order of the page's flat arguments. No field may be called `module`: ADetailer switches off
+any dict argument that has that key.
 """
 
 from __future__ import annotations
 
 from .field_spec import FieldSpec, Value
-from .regions import EVERYWHERE, PRESETS
+from .identity_fields import (
+    FIT,
+    IDENTITY_NET,
+    KEYPOINTS,
+    NET_END,
+    NET_ENGINE,
+    NET_ROWS,
+    NET_START,
+    NET_WEIGHT,
+    POSE,
+    POSE_FACE,
+    SHOW_MAP,
+)
+from .regions import AUTO, BY_FACE, PRESETS
 
 ENABLED: FieldSpec[bool] = FieldSpec(
     name="enabled",
@@ -23,13 +37,15 @@ INTENT: FieldSpec[str] = FieldSpec(
     kind="choice",
     default="image",
     help="What the reference governs: the whole image, only its style (colours, medium, mood), only its composition "
-    "(what stands where), style and composition without the subject, or who the person is (a photo of a face).",
+    "(what stands where), style and composition without the subject, who the person is (a photo of a face), or who the "
+    "person is and how the face stands (InstantID: the adapter and IdentityNet together).",
     choices=(
         ("image", "Image"),
         ("style", "Style"),
         ("composition", "Composition"),
         ("style_composition", "Style + composition"),
         ("face", "Face"),
+        ("instantid", "InstantID"),
     ),
 )
 NO_IMAGES: tuple[str, ...] = ()
@@ -48,8 +64,15 @@ COMBINE: FieldSpec[str] = FieldSpec(
     default="auto",
     help="How several references act together: concat lets the image attend to each, mean blends what was seen in them "
     "(of faces, the normalised mean), average blends the adapter's tokens, and auto is mean for photos of a person but "
-    "concat for portrait adapters and everything else.",
-    choices=(("auto", "Auto"), ("concat", "Concatenate"), ("mean", "Mean"), ("average", "Average of tokens")),
+    "concat for portrait adapters and everything else; sequence lets the projector of InstantID and Portrait unnorm "
+    "see several faces at once.",
+    choices=(
+        ("auto", "Auto"),
+        ("concat", "Concatenate"),
+        ("mean", "Mean"),
+        ("average", "Average of tokens"),
+        ("sequence", "Sequence of faces"),
+    ),
 )
 ADAPTER: FieldSpec[str] = FieldSpec(
     name="adapter",
@@ -99,6 +122,17 @@ UNCOND: FieldSpec[str] = FieldSpec(
     "with, the others are a black picture, zeros, or noise made from the reference.",
     choices=(("official", "Official"), ("black", "Black picture"), ("zeros", "Zeros"), ("noise", "Noise")),
 )
+UNCOND_NOISE: FieldSpec[float] = FieldSpec(
+    name="uncond_noise",
+    label="Noise amount",
+    kind="number",
+    default=1.0,
+    help="How much noise the negative prompt's side sees where unconditional is noise: 0 is the official side and 1 "
+    "all of the noise; with InstantID, 0.35 is what ComfyUI_InstantID uses against burnt pictures.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.01,
+)
 CROP: FieldSpec[str] = FieldSpec(
     name="crop",
     label="Crop",
@@ -109,6 +143,18 @@ CROP: FieldSpec[str] = FieldSpec(
     choices=(("centre", "Centre"), ("pad", "Pad"), ("stretch", "Stretch"), ("tiles", "Tiles")),
 )
 
+CFG_RESCALE: FieldSpec[float] = FieldSpec(
+    name="cfg_rescale",
+    label="CFG rescale",
+    kind="number",
+    default=0.0,
+    help="How far the guided prediction is brought back to the contrast of the prompt's own while the unit acts, "
+    "against burnt pictures at a high CFG scale: 0 is off, 0.7 usual; of several units the largest counts, and it is "
+    "for the whole picture.",
+    minimum=0.0,
+    maximum=1.0,
+    step=0.05,
+)
 # The page's click writes "@x,y"; a list gives each picture its own.
 FACE: FieldSpec[str] = FieldSpec(
     name="face",
@@ -155,12 +201,13 @@ REGION: FieldSpec[str] = FieldSpec(
     name="region",
     label="Region",
     kind="region",
-    default=EVERYWHERE,
-    help="Where in the picture the reference acts: a part by its name, a box x,y,width,height as fractions from the "
-    "top left corner (0,0,0.5,1 is the left half), or a drawn picture, stretched over the whole one, whose white parts "
-    "act; inpainting the masked area only, it is still a part of the whole picture, and a FaceID adapter's LoRA has no "
-    "region.",
-    choices=tuple((name, label) for name, (label, _) in PRESETS.items()),
+    default=AUTO,
+    help="Where in the picture the reference acts: auto is everywhere, but around each one's face where several "
+    "InstantID units show faces; face is around this InstantID unit's face, hair and chin included; a part by its "
+    "name; a box x,y,width,height as fractions from the top left corner (0,0,0.5,1 is the left half); or a drawn "
+    "picture, stretched over the whole one, whose white parts act; inpainting the masked area only, it is still a part "
+    "of the whole picture, and a FaceID adapter's LoRA has no region.",
+    choices=(*BY_FACE.items(), *((name, label) for name, (label, _) in PRESETS.items())),
 )
 FEATHER: FieldSpec[float] = FieldSpec(
     name="feather",
@@ -184,12 +231,25 @@ FIELDS: tuple[FieldSpec[Value], ...] = (
     START,
     END,
     UNCOND,
+    UNCOND_NOISE,
     CROP,
+    CFG_RESCALE,
     FACE,
     LORA,
     S_SCALE,
     SCORE,
     REGION,
     FEATHER,
+    IDENTITY_NET,
+    NET_WEIGHT,
+    NET_START,
+    NET_END,
+    NET_ROWS,
+    NET_ENGINE,
+    KEYPOINTS,
+    POSE,
+    POSE_FACE,
+    FIT,
+    SHOW_MAP,
 )
 FIELDS_BY_NAME: dict[str, FieldSpec[Value]] = {spec.name: spec for spec in FIELDS}

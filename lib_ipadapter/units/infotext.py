@@ -1,13 +1,14 @@
 """Units as infotext: one key per unit that ran, `IP-Adapter unit 1`, whose value is a compact JSON object.
 
-The object holds the fields that differ from their defaults (a region's picture by its digest), `refs` (the SHA-256
-digests of the reference files, whole, so that the store finds the pictures again and another machine can tell which
-were used) and `ran`, what acted that is no field: `file`, the adapter found for "auto", its `hash`, the `encoder`, and
-of a person `faces`, the face pack, and `lora`, which LoRA was on and how strong. `session.claims` writes it when the
-units are ready and again after they have run; `webui` reads it on paste. A unit's identity score has a key of its own
-(`session.scoring`), which is not read. The host quotes a value that holds a comma, colon or line break with
-`json.dumps` and unquotes it with `json.loads` before handing it over (A1111, modules/infotext_utils.py: quote,
-unquote); both forms are read.
+The object holds the fields that differ from their defaults (a region's picture by its digest), `refs` and `pose` (the
+SHA-256 digests of the reference files and of the pose photo's, whole, so that the store finds the pictures again and
+another machine can tell which were used) and `ran`, what acted that is no field: `file`, the adapter found for "auto",
+its `hash`, the `encoder`, and of a person `faces`, the face pack, `lora`, which LoRA was on and how strong, and `net`,
+`net_hash` and `keypoints`, the IdentityNet and whose keypoints it was shown, `pose_face` ("2 of 3") where a face was
+given out, and `region` where that followed from faces. `session.claims` writes it when the units are ready and again
+after they have run; `webui` reads it on paste. A unit's identity score has a key of its own (`session.scoring`), which
+is not read. The host quotes a value that holds a comma, colon or line break with `json.dumps` and unquotes it with
+`json.loads` before handing it over (A1111, modules/infotext_utils.py: quote, unquote); both forms are read.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from ..library.errors import BadImageError, BadUnitError
-from .field_spec import read_json, shown
+from .field_spec import FieldSpec, read_json, shown
 from .fields import ENABLED, FIELDS, FIELDS_BY_NAME, IMAGES
+from .identity_fields import POSE
 from .regions import is_picture
 from .store import checked_id
 from .unit import Unit
@@ -28,9 +30,9 @@ KEY = "IP-Adapter unit"
 # 64 digests and every field at its longest stay below 10 KB; what is longer was not written by us.
 MAX_CHARACTERS = 64 * 1024
 _KEY_PATTERN = re.compile(rf"{KEY} ([1-9][0-9]?)")
-_JOINED = (("start", "end"), ("face",))
+_JOINED = (("start", "end"), ("net_start", "net_end"), ("face",))
 """Fields that may be good one by one and not go together, or not with the pictures."""
-_SKIPPED = (ENABLED.name, IMAGES.name)
+_SKIPPED = (ENABLED.name, IMAGES.name, POSE.name)
 
 
 class PastedUnit(NamedTuple):
@@ -60,10 +62,11 @@ def infotext_key(number: int) -> str:
     return f"{KEY} {number}"
 
 
-def unit_to_infotext(unit: Unit, digests: Sequence[str], ran: Mapping[str, str]) -> str:
+def unit_to_infotext(unit: Unit, digests: Sequence[str], ran: Mapping[str, str], pose: Sequence[str] = ()) -> str:
     """The infotext value of a unit that ran, as ASCII JSON without line breaks.
 
-    `digests` are the references' `sha256:…` ids in the unit's order; a region that is a picture must be one, too.
+    `digests` are the references' `sha256:…` ids in the unit's order, `pose` those of the pose photo; a region that is
+    a picture must be one, too.
     Raises: BadImageError if one of them is no such id.
     """
     if is_picture(unit.region):
@@ -74,6 +77,8 @@ def unit_to_infotext(unit: Unit, digests: Sequence[str], ran: Mapping[str, str])
         if spec.name not in _SKIPPED and value != spec.default:
             record[spec.name] = value
     record["refs"] = [checked_id(digest).removeprefix("sha256:") for digest in digests]
+    if pose:
+        record[POSE.name] = [checked_id(digest).removeprefix("sha256:") for digest in pose]
     if ran:
         record["ran"] = dict(ran)
     return json.dumps(record, separators=(",", ":"))
@@ -117,9 +122,12 @@ def _read_record(value: object, notes: list[str]) -> Mapping[str, object] | None
 
 
 def _read_unit(number: int, record: Mapping[str, object], notes: list[str]) -> PastedUnit:
-    values: dict[str, object] = {"images": _read_refs(record.get("refs"), notes)}
+    values: dict[str, object] = {
+        "images": _read_refs(record.get("refs"), IMAGES, notes),
+        "pose": _read_refs(record.get("pose"), POSE, notes),
+    }
     for name, value in record.items():
-        if name in ("refs", "ran"):
+        if name in ("refs", "ran", POSE.name):
             continue
         if name not in FIELDS_BY_NAME or name in _SKIPPED:
             notes.append(f"{shown(name)} is not known to this version and was left out.")
@@ -137,19 +145,20 @@ def _read_unit(number: int, record: Mapping[str, object], notes: list[str]) -> P
     return PastedUnit(number, Unit.from_dict(values), _read_ran(record.get("ran"), notes))
 
 
-def _read_refs(value: object, notes: list[str]) -> list[str]:
+def _read_refs(value: object, field: FieldSpec[tuple[str, ...]], notes: list[str]) -> list[str]:
     ids: list[str] = []
     if value is None:
         return ids
     if not isinstance(value, list):
-        notes.append(f"refs is {shown(value)} and not a list; no reference is restored.")
+        name = "refs" if field is IMAGES else field.name
+        notes.append(f"{name} is {shown(value)} and not a list; no reference is restored.")
         return ids
     for item in cast("list[object]", value):
         try:
             ids.append(checked_id(item if isinstance(item, str) and ":" in item else f"sha256:{item}"))
         except BadImageError:
             notes.append(f"the reference {shown(item)} is not a SHA-256 digest and was left out.")
-    limit = int(IMAGES.maximum or 0)
+    limit = int(field.maximum or 0)
     if len(ids) > limit:
         notes.append(f"{len(ids)} references are named and a unit takes at most {limit}; the rest was left out.")
     return ids[:limit]

@@ -20,7 +20,9 @@ class Box(NamedTuple):
     height: float
 
 
-EVERYWHERE = "everywhere"
+AUTO, FACE, EVERYWHERE = "auto", "face", "everywhere"
+BY_FACE = {AUTO: "Auto", FACE: "Face"}
+"""Name: label. Where these are follows from where the faces of a job stand (`session.people`)."""
 WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 _THIRD = 1 / 3
 PRESETS: dict[str, tuple[str, Box]] = {
@@ -35,9 +37,10 @@ PRESETS: dict[str, tuple[str, Box]] = {
     "right third": ("Right third", Box(2 * _THIRD, 0.0, _THIRD, 1.0)),
 }
 """Name: (label, box)."""
+NAMES = (*BY_FACE, *PRESETS)
 
 REGION_FORMS = (
-    f"{', '.join(PRESETS)}, a box x,y,width,height as fractions of the picture from its top left corner, or a picture "
+    f"{', '.join(NAMES)}, a box x,y,width,height as fractions of the picture from its top left corner, or a picture "
     "whose white parts are the region (a data URI, base64 or a 'sha256:…' id)"
 )
 _FRACTION = r" *(0?\.[0-9]+|0\.?|1(\.0*)?) *"
@@ -51,7 +54,7 @@ _OVER = 1e-4
 
 @dataclass(frozen=True)
 class Region:
-    """`text` is the canonical form; `box` is None where the region is the picture that `text` refers to."""
+    """`text` is the canonical form; `box` is None where it follows from faces or is the picture that `text` names."""
 
     text: str
     box: Box | None
@@ -61,18 +64,26 @@ class Region:
         """Whether it confines nothing."""
         return self.box == WHOLE
 
+    @property
+    def is_picture(self) -> bool:
+        """Whether `text` refers to a picture."""
+        return self.box is None and self.text not in BY_FACE
+
 
 def parse_region(text: str) -> Region:
-    """Read a preset's name or label, "x,y,width,height" or a picture's reference; an empty text means everywhere.
+    """Read a preset's name or label, "x,y,width,height" or a picture's reference; an empty text means auto.
 
     Raises: ValueError saying what is wrong with a text that is none of the forms.
     """
     word = re.sub(r"[\s_-]+", " ", text.strip()[:40].lower()).replace("center", "centre")
+    for name, label in BY_FACE.items():
+        if word in (name, label.lower()):
+            return Region(name, None)
     for name, (label, box) in PRESETS.items():
         if word in (name, label.lower()):
             return Region(name, box)
     if not word:
-        return Region(EVERYWHERE, WHOLE)
+        return Region(AUTO, None)
     if _IS_PICTURE.match(text):
         picture = text.strip()
         return Region(picture.lower() if picture[:7].lower() == "sha256:" else picture, None)
@@ -84,7 +95,7 @@ def parse_region(text: str) -> Region:
 
 def is_picture(text: str) -> bool:
     """Whether a region's text, as `parse_region` wrote it, refers to a picture."""
-    return parse_region(text).box is None
+    return parse_region(text).is_picture
 
 
 def _parse_box(text: str) -> Box:

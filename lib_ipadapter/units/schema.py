@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .face_choice import FACE_PATTERN, MAX_FACE_TEXT
+from .face_choice import FACE_PATTERN, MAX_FACE_TEXT, ONE_FACE_PATTERN
 from .field_spec import MAX_TEXT, FieldSpec, Value
 from .fields import FIELDS
+from .keypoint_text import COUNT, MAX_COORDINATE, SOURCES
 from .regions import BOX_PATTERN, PICTURE_PATTERN
+
+_COORDINATE = {"type": "number", "minimum": 0, "maximum": MAX_COORDINATE}
 
 
 class Axis(NamedTuple):
@@ -79,8 +82,14 @@ def _property(spec: FieldSpec[Value]) -> dict[str, object]:
     elif spec.kind == "region":
         names = [value for value, _ in spec.choices]
         form.update(type="string", anyOf=[{"enum": names}, {"pattern": BOX_PATTERN}, {"pattern": PICTURE_PATTERN}])
+    elif spec.kind == "keypoints":
+        pair = {"type": "array", "minItems": 2, "maxItems": 2, "items": _COORDINATE}
+        points = {"type": "array", "minItems": COUNT, "maxItems": COUNT, "items": pair}
+        form["anyOf"] = [{"type": "string", "pattern": rf"^({'|'.join(SOURCES)}|\[.*\]|)$"}, points]
     else:
         form.update(type="string", maxLength=MAX_TEXT)
         if spec.kind == "face":
             form.update(pattern=FACE_PATTERN, maxLength=MAX_FACE_TEXT)
+        elif spec.kind == "one_face":
+            form.update(pattern=ONE_FACE_PATTERN)
     return form

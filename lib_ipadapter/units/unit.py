@@ -1,6 +1,6 @@
 """A unit: one reference (or several that act together) with its settings, always valid once it exists.
 
-Also how the hosts' flat arguments become a `Request`: `webui.script` and `webui.api` call `parse_args`, the page
+Also how the hosts' flat arguments become a `Request` (`webui.script` calls `parse_args`) and back (`page_values`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any, cast
 
 from ..library.errors import BadUnitError
 from .face_choice import parse_face_choices
-from .field_spec import did_you_mean, read_json, shown
+from .field_spec import read_json, shown
 from .fields import (
     ADAPTER,
+    CFG_RESCALE,
     COMBINE,
     CROP,
     ENABLED,
@@ -31,36 +32,23 @@ from .fields import (
     SCORE,
     START,
     UNCOND,
+    UNCOND_NOISE,
     WEIGHT,
 )
-
-# What people who know ControlNet's, Comfy's or diffusers' names write first.
-OTHER_NAMES = {
-    "image": "images",
-    "input_image": "images",
-    "references": "images",
-    "model": "adapter",
-    "scale": "weight",
-    "strength": "weight",
-    "start_at": "start",
-    "guidance_start": "start",
-    "end_at": "end",
-    "guidance_end": "end",
-    "resize_mode": "crop",
-    "combine_embeds": "combine",
-    "weight_type": "intent",
-    "negative": "uncond",
-    "face_index": "face",
-    "lora_weight": "lora",
-    "lora_strength": "lora",
-    "shortcut_scale": "s_scale",
-    "weight_v2": "s_scale",
-    "identity_score": "score",
-    "mask": "region",
-    "effective_region_mask": "region",
-    "ip_adapter_masks": "region",
-    "attn_mask": "region",
-}
+from .identity_fields import (
+    FIT,
+    IDENTITY_NET,
+    KEYPOINTS,
+    NET_END,
+    NET_ENGINE,
+    NET_ROWS,
+    NET_START,
+    NET_WEIGHT,
+    POSE,
+    POSE_FACE,
+    SHOW_MAP,
+)
+from .other_names import unknown_key
 
 
 @dataclass(frozen=True)
@@ -80,22 +68,37 @@ class Unit:
     start: float = START.default
     end: float = END.default
     uncond: str = UNCOND.default
+    uncond_noise: float = UNCOND_NOISE.default
     crop: str = CROP.default
+    cfg_rescale: float = CFG_RESCALE.default
     face: str = FACE.default
     lora: float = LORA.default
     s_scale: float = S_SCALE.default
     score: bool = SCORE.default
     region: str = REGION.default
     feather: float = FEATHER.default
+    identity_net: str = IDENTITY_NET.default
+    net_weight: float = NET_WEIGHT.default
+    net_start: float = NET_START.default
+    net_end: float = NET_END.default
+    net_rows: str = NET_ROWS.default
+    net_engine: str = NET_ENGINE.default
+    keypoints: str = KEYPOINTS.default
+    pose: tuple[str, ...] = POSE.default
+    pose_face: str = POSE_FACE.default
+    fit: str = FIT.default
+    show_map: bool = SHOW_MAP.default
 
     def __post_init__(self) -> None:
         for spec in FIELDS:
             object.__setattr__(self, spec.name, spec.parse(getattr(self, spec.name)))
-        if self.start > self.end:
-            raise BadUnitError(
-                f"start is {self.start:g} and end is {self.end:g}; start must not be greater than end "
-                f"(both from {START.minimum:g} to {START.maximum:g})."
-            )
+        for start, end in ((START, END), (NET_START, NET_END)):
+            first, last = getattr(self, start.name), getattr(self, end.name)
+            if first > last:
+                raise BadUnitError(
+                    f"{start.name} is {first:g} and {end.name} is {last:g}; {start.name} must not be greater than "
+                    f"{end.name} (both from {start.minimum:g} to {start.maximum:g})."
+                )
         choices = len(parse_face_choices(self.face))
         if choices > max(1, len(self.images)) and self.images:
             raise BadUnitError(
@@ -111,7 +114,7 @@ class Unit:
         """
         for key in mapping:
             if key not in FIELDS_BY_NAME:
-                raise BadUnitError(_unknown_key(key))
+                raise BadUnitError(unknown_key(key))
         return cls(**cast("dict[str, Any]", dict(mapping)))
 
     def to_dict(self) -> dict[str, bool | float | str | list[str]]:
@@ -284,11 +287,3 @@ def _numbered(number: int, mapping: Mapping[str, object]) -> Unit:
         return Unit.from_dict(mapping)
     except BadUnitError as error:
         raise BadUnitError(f"IP-Adapter unit {number}: {error}") from error
-
-
-def _unknown_key(key: object) -> str:
-    if not isinstance(key, str):
-        return f"the key {shown(key)} is not a string; the keys are {', '.join(FIELDS_BY_NAME)}."
-    other = OTHER_NAMES.get(key.lower())
-    hint = f" Did you mean {other}?" if other else did_you_mean(key, FIELDS_BY_NAME)
-    return f"there is no field {shown(key)}.{hint} The fields are {', '.join(FIELDS_BY_NAME)}."

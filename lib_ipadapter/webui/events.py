@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from html import escape
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import gradio as gr
 from PIL import Image
 
-from ..library.errors import BadImageError, IPAdapterError
+from ..encoders.keypoints import Size
+from ..library.errors import BadImageError
+from ..session.advice import Advice
 from ..units.face_choice import FaceChoice, choice_for, parse_face_choices
 from ..units.fields import ADAPTER, CROP, FACE, IMAGES, INTENT
+from ..units.identity_fields import FIT, IDENTITY_NET, KEYPOINTS, POSE_FACE
 from ..units.images import ImageStore, decode_reference, open_picture
 from ..units.store import extension
+from .attempts import attempt
 from .face_html import FacePreview, face_preview_html
+from .identity_part import NO_PART, MapFields, Photo, identity_part
+from .keypoint_looks import KeypointMap, MapLayout
 from .looks import Looks
 from .strip import NO_DRAWING, Drawing, message_line, preview_html, strip_html, tile
 
-FOLLOWS_UP = "+"
+_TURN = re.compile(r"\d+(\+?)(?:@(\d{1,5})x(\d{1,5}))?")
+NO_NET = "none"
 MIME_TYPES = {"jpg": "jpeg", "tif": "tiff"}
-T = TypeVar("T")
 
 
 class Services(Protocol):
@@ -48,11 +55,23 @@ class Services(Protocol):
         """Look at the model folders again."""
         ...
 
-    def explain(self, adapter: str, intent: str) -> Sequence[str]:
+    def controlnet_names(self) -> Sequence[str]:
+        """The ControlNets that can run as IdentityNet."""
+        ...
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        """Whether InstantID's fields mean something to a unit."""
+        ...
+
+    def explain(self, adapter: str, intent: str, identity_net: str) -> Sequence[str]:
         """First what will be used, adapter, encoder and face pack, then what else is to be said of it.
 
         Raises: IPAdapterError for what is missing, which says where it was searched.
         """
+        ...
+
+    def advice(self) -> Advice:
+        """What helps InstantID with the loaded checkpoint."""
         ...
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
@@ -68,6 +87,13 @@ class Services(Protocol):
         """
         ...
 
+    def keypoint_map(
+        self, photo: Photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
+    ) -> KeypointMap:
+        """The map of a photo's chosen face, as `faces` sees it, laid into the picture to be made; of all its faces
+        where units share them out (None)."""
+        ...
+
     def preview(
         self, references: Sequence[str], crop: str, adapter: str, intent: str
     ) -> Sequence[Sequence[Image.Image]]:
@@ -77,14 +103,6 @@ class Services(Protocol):
     def host_notice(self) -> str:
         """Why the extension cannot work on this host at all, or an empty string; cheap."""
         ...
-
-
-def attempt(call: Callable[[], T], otherwise: T) -> tuple[T, str]:
-    """The call's answer and no sentence, or `otherwise` and the sentence of the named error that it raised."""
-    try:
-        return call(), ""
-    except IPAdapterError as error:
-        return otherwise, str(error)
 
 
 class Events:
@@ -117,26 +135,54 @@ class Events:
             return f"data:image/{MIME_TYPES.get(kind, kind)};base64,{base64.b64encode(data).decode('ascii')}"
         return store.put(data)
 
+    def add_pose(self, sent: str, pose: str) -> tuple[str, str, str]:
+        """Take a file as the unit's pose photo, in the place of the one before.
+
+        `sent` and the answer are as `add_upload`'s.
+        """
+        kept, problem = attempt(lambda: json.dumps([self._keep(*read_upload(sent))]), None)
+        return "", pose if kept is None else kept, message_line(problem)
+
     def draw(
-        self, number: int, turn: str, references: str, crop: str, adapter: str, intent: str, face: str
+        self,
+        number: int,
+        turn: str,
+        references: str,
+        crop: str,
+        adapter: str,
+        intent: str,
+        face: str,
+        identity_net: str = IDENTITY_NET.default,
+        pose: str = "",
+        keypoints: str = KEYPOINTS.default,
+        pose_face: str = POSE_FACE.default,
+        fit: str = FIT.default,
     ) -> tuple[str, str, str]:
         """Unit `number` drawn anew: the strip, what the adapter gets, and the line below the adapter list.
 
         The page's script asks for one drawing of a unit at a time, so that no answer can overtake a later one; `turn`
-        is its number, which strip and preview carry back. One that ends in "+" may take its time to analyse faces; the
-        script asks for it where the drawing before it says that there are pictures to be analysed.
+        is its number, which strip and preview carry back, as `read_turn` says. One that may take its time to analyse
+        faces is asked for where the drawing before it says that there are pictures to be analysed.
         """
+        analyse, size = read_turn(turn)
         knows, _ = attempt(lambda: self._services.knows_identity(ADAPTER.parse(adapter), INTENT.parse(intent)), False)
         pending = 0
         if knows:
-            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=turn.endswith(FOLLOWS_UP))
+            preview, pending = self.draw_faces(references, adapter, intent, face, analyse=analyse)
         else:
             preview = self.draw_preview(references, crop, adapter, intent)
-        with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) == "face", knows)
+        with_faces, _ = attempt(lambda: knows or INTENT.parse(intent) in ("face", "instantid"), knows)
+        with_net, _ = attempt(
+            lambda: self._services.is_instantid(ADAPTER.parse(adapter), INTENT.parse(intent)), False
+        )
+        part = NO_PART
+        if with_net:
+            given = MapFields(references, face, pose, keypoints, pose_face, fit)
+            part = identity_part(self._services, given, adapter, intent, size, analyse=analyse)
         return (
-            self.draw_strip(number, references, Drawing(turn, with_faces, pending)),
-            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}</div>',
-            self.explain(adapter, intent),
+            self.draw_strip(number, references, Drawing(turn, with_faces, pending + part.pending, with_net)),
+            f'<div class="ipadapter-seen" data-turn="{escape(turn)}">{preview}{part.preview}</div>',
+            self.explain(adapter, intent, identity_net) + part.advice,
         )
 
     def draw_strip(self, number: int, references: str, drawing: Drawing = NO_DRAWING) -> str:
@@ -179,9 +225,14 @@ class Events:
     def _is_there(self, reference: str) -> bool:
         return not reference.startswith("sha256:") or self._services.store().has(reference)
 
-    def explain(self, adapter: str, intent: str) -> str:
+    def explain(self, adapter: str, intent: str, identity_net: str = IDENTITY_NET.default) -> str:
         """What stands below the adapter list."""
-        lines, problem = attempt(lambda: self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent)), [""])
+
+        def look() -> Sequence[str]:
+            net = IDENTITY_NET.parse(identity_net)
+            return self._services.explain(ADAPTER.parse(adapter), INTENT.parse(intent), net)
+
+        lines, problem = attempt(look, [""])
         return message_line(problem) if problem else "".join(message_line(line, error=False) for line in lines)
 
     def list_adapters(self, *adapters: str) -> list[Any]:
@@ -193,6 +244,12 @@ class Events:
         choices = [ADAPTER.default, *(name for name, _ in names)]
         return [gr.update(choices=with_chosen(choices, adapter)) for adapter in adapters]
 
+    def list_nets(self, *nets: str) -> list[Any]:
+        """New choices for every unit's list of IdentityNets."""
+        names, _ = attempt(self._services.controlnet_names, ())
+        choices = [IDENTITY_NET.default, NO_NET, *names]
+        return [gr.update(choices=with_chosen(choices, net)) for net in nets]
+
     def refresh(self, *adapters: str) -> list[Any]:
         """Look at the model folders again, then as `list_adapters`; the panel's message line comes first."""
         _, problem = attempt(self._services.refresh_models, None)
@@ -203,6 +260,17 @@ class Events:
         count, problem = attempt(lambda: self._services.store().clear(), 0)
         done = f"{count} stored reference picture{'' if count == 1 else 's'} deleted."
         return message_line(problem or done, error=bool(problem))
+
+
+def read_turn(turn: str) -> tuple[bool, Size | None]:
+    """What a drawing's number says beside it: a "+", whether it may take its time, and "@1024x768", the size of the
+    picture to be made, where the page knows it.
+    """
+    match = _TURN.fullmatch(turn)
+    if match is None:
+        return False, None
+    size = (int(match[2]), int(match[3])) if match[2] else (0, 0)
+    return bool(match[1]), size if min(size) > 0 else None
 
 
 def read_upload(sent: str) -> tuple[str, bytes]:

@@ -10,22 +10,28 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from ..core.identity_fit import fit_to_unet
 from ..core.layers import find_cross_attention
 from ..encoders.squares import Framing
 from ..library.checkpoints import checkpoint_base
 from ..library.companions import published_companions
 from ..library.errors import IPAdapterError
 from ..library.spec import AdapterSpec, base_title
+from ..session.advice import Advice, instantid_advice
 from ..session.faces import misfits
 from ..session.failures import as_named
+from ..session.identity_files import NONE, Fit
 from ..session.models import Choice
 from ..session.planning import base_of
+from ..session.preferences import INSTANTID
 from ..session.prepare import choice_view
 from ..units.face_choice import FaceChoice
 from ..units.images import ImageStore
 from . import settings
 from .face_html import FacePreview
 from .face_looks import AskedPicture
+from .identity_part import Photo
+from .keypoint_looks import NO_MAP, KeypointMap, MapLayout, map_of
 from .looks import Looks
 from .process import face_looks, image_store, looks, services
 from .version import installed_notice
@@ -53,8 +59,9 @@ class PageServices:
     def refresh_models(self) -> None:
         services().models.refresh()
 
-    def explain(self, adapter: str, intent: str) -> list[str]:
-        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack.
+    def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
+        """Which adapter a unit will use and what feeds it; for faces, the licence and what there is to say of the pack;
+        for InstantID, its other half.
 
         Raises IPAdapterError, which the page shows as such: what is missing and where it was searched.
         """
@@ -63,7 +70,24 @@ class PageServices:
             return ["No SD1.5, SD2 or SDXL checkpoint is loaded yet; the adapter is chosen when one is."]
         choice = services().models.choose(adapter, intent, [base])
         more = [FACE_LICENCE, choice.pack.note] if choice.pack is not None else []
-        return [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
+        lines = [f"{base_title(base)}: {described(choice)}", *filter(None, more)]
+        if choice.spec.kind == INSTANTID and identity_net.strip().lower() != NONE:
+            net = services().models.identity_net(identity_net, choice, _loaded_fit())
+            lines.insert(1, f"IdentityNet: {net.name}")
+        return lines
+
+    def advice(self) -> Advice:
+        return instantid_advice(loaded_base())
+
+    def controlnet_names(self) -> list[str]:
+        return services().models.controlnet_names()
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        """Whether the adapter that a unit will use is InstantID's, or the one that it asks for would be."""
+        try:
+            return services().models.choose(adapter, intent, [loaded_base()]).spec.kind == INSTANTID
+        except IPAdapterError:
+            return intent == INSTANTID
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return services().models.knows_identity(adapter, intent, [loaded_base()])
@@ -90,6 +114,27 @@ class PageServices:
         read = [(picture.name, picture.read.embedding) for picture in pictures if picture.read is not None]
         notes = misfits(torch.stack([row for _, row in read]), [name for name, _ in read]) if len(read) > 1 else []
         return FacePreview(pictures, choice.encoder is not None, notes)
+
+    def keypoint_map(
+        self, photo: Photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool
+    ) -> KeypointMap:
+        """The map of a photo's chosen face, of all its faces where none is chosen; empty while `explain` says what is
+        missing.
+
+        Raises: IPAdapterError.
+        """
+        try:
+            choice = services().models.choose(adapter, intent, [loaded_base()])
+        except IPAdapterError:
+            return NO_MAP
+        if choice.pack is None:
+            return NO_MAP
+        try:
+            asked = AskedPicture(photo[0], photo[1], photo[2] or FaceChoice())
+            seen = face_looks().pictures(choice.pack, [asked], self.store(), analyse=analyse)
+            return map_of(seen[0], layout, everybody=photo[2] is None)
+        except Exception as error:
+            raise as_named(error, "Drawing the keypoints") from None
 
     def preview(
         self, references: Sequence[str], crop: str, adapter: str, intent: str
@@ -131,6 +176,20 @@ def _lora_of(spec: AdapterSpec) -> str:
     if not published:
         return "it has no LoRA"
     return f"its LoRA is a file of its own, {' or '.join(known.name for known in published)}"
+
+
+def _loaded_fit() -> Fit | None:
+    """What judges an IdentityNet by the loaded UNet; None where the next job will load another one."""
+    unet = services().host.loaded_unet()
+    if unet is None:
+        return None
+    layers = find_cross_attention(unet)
+    try:
+        if base_of(unet, layers) != loaded_base():
+            return None
+    except IPAdapterError:
+        return None
+    return lambda spec: fit_to_unet(spec, unet, layers)
 
 
 def page_services() -> PageServices:

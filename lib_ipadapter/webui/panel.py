@@ -16,6 +16,7 @@ import gradio as gr
 from ..units.field_spec import FieldSpec
 from ..units.fields import (
     ADAPTER,
+    CFG_RESCALE,
     COMBINE,
     CROP,
     ENABLED,
@@ -31,10 +32,24 @@ from ..units.fields import (
     SCORE,
     START,
     UNCOND,
+    UNCOND_NOISE,
     WEIGHT,
 )
+from ..units.identity_fields import (
+    FIT,
+    IDENTITY_NET,
+    KEYPOINTS,
+    NET_END,
+    NET_ENGINE,
+    NET_ROWS,
+    NET_START,
+    NET_WEIGHT,
+    POSE,
+    POSE_FACE,
+    SHOW_MAP,
+)
 from .compat import accordion, keep_out_of_ui_config, tool_button, with_tooltip
-from .events import Events, Services
+from .events import NO_NET, Events, Services
 from .pasting import PastedNotes, PastedValue
 from .strip import message_line, strip_html
 
@@ -48,9 +63,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     (ADAPTER.name,),
     (FACE.name,),
     (LORA.name, S_SCALE.name),
+    (IDENTITY_NET.name, NET_WEIGHT.name, NET_START.name, NET_END.name),
+    (POSE.name,),
+    (KEYPOINTS.name, POSE_FACE.name, FIT.name, NET_ROWS.name, NET_ENGINE.name, SHOW_MAP.name),
     (WEIGHT.name, START.name, END.name),
     (REGION.name, FEATHER.name),
-    (COMBINE.name, CROP.name, UNCOND.name),
+    (COMBINE.name, CROP.name),
+    (UNCOND.name, UNCOND_NOISE.name, CFG_RESCALE.name),
     (SCORE.name,),
 )
 RADIOS = (INTENT.name,)
@@ -75,6 +94,7 @@ class UnitTab:
     number: int
     fields: dict[str, Any] = field(default_factory=dict)
     inbox: Any = None
+    pose_inbox: Any = None
     strip: Any = None
     preview: Any = None
     message: Any = None
@@ -127,6 +147,8 @@ def _unit_tab(prefix: str, number: int) -> UnitTab:
                 _references(unit, elem_id)
             elif row == (ADAPTER.name,):
                 _adapter_row(unit, elem_id)
+            elif row == (POSE.name,):
+                _pose_row(unit, elem_id)
             else:
                 with gr.Row(elem_classes=["ipadapter-row", f"ipadapter-row-{row[0]}"]):
                     for name in row:
@@ -159,6 +181,23 @@ def _references(unit: UnitTab, elem_id: str) -> None:
         for component in (unit.inbox, unit.turn, unit.draw):
             keep_out_of_ui_config(component)
         unit.fields[IMAGES.name] = _component(IMAGES, elem_id)
+
+
+def _pose_row(unit: UnitTab, elem_id: str) -> None:
+    """Two buttons that the page's script listens to, and the text box through which it sends the photo."""
+    with gr.Row(elem_classes=["ipadapter-row", "ipadapter-row-pose"]):
+        buttons = [
+            gr.Button(text, elem_id=f"{elem_id}_pose_{name}", elem_classes=[f"ipadapter-pose-{name}"], size="sm")
+            for name, text in (("choose", "Choose a pose photo"), ("remove", "Remove the pose photo"))
+        ]
+        unit.pose_inbox = gr.Textbox(
+            label=f"Pose photo to unit {unit.number}",
+            elem_id=f"{elem_id}_pose_inbox",
+            elem_classes=["ipadapter-pose-inbox", "ipadapter-hidden"],
+        )
+        for component in (*buttons, unit.pose_inbox):
+            keep_out_of_ui_config(component)
+        unit.fields[POSE.name] = _component(POSE, elem_id)
 
 
 def _adapter_row(unit: UnitTab, elem_id: str) -> None:
@@ -195,10 +234,11 @@ def _component(spec: FieldSpec[Any], elem_id: str) -> Any:
         )
     elif spec.kind == "adapter":
         # The list is read later, and a pasted adapter may not be in it: gradio 4 drops values that are not choices.
-        component = gr.Dropdown(choices=[spec.default], value=spec.default, allow_custom_value=True, **common)
+        choices = [spec.default, *([NO_NET] if spec is IDENTITY_NET else [])]
+        component = gr.Dropdown(choices=choices, value=spec.default, allow_custom_value=True, **common)
     else:
         common["elem_classes"] += ["ipadapter-hidden"] if spec.kind == "images" else []
-        component = gr.Textbox(value=spec.default if spec.kind == "face" else "", **common)
+        component = gr.Textbox(value=spec.default if spec.kind in ("face", "one_face", "keypoints") else "", **common)
     return keep_out_of_ui_config(with_tooltip(component, spec.help))
 
 
@@ -207,19 +247,27 @@ def _listen(events: Events, prefix: str, units: Sequence[UnitTab], notice: Any, 
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden"}
     adapters = [unit.fields[ADAPTER.name] for unit in units]
     redraw = f"() => ipadapterDrawings.redrawUnits('{prefix}')"
+    nets = [unit.fields[IDENTITY_NET.name] for unit in units]
+    load.click(events.list_nets, inputs=nets, outputs=nets, **quiet)
     load.click(events.list_adapters, inputs=adapters, outputs=adapters, **quiet).then(None, _js=redraw)
     delete.click(events.delete_stored, inputs=[], outputs=[notice], **quiet).then(
         None, _js="() => ipadapterDrawings.redrawUnits()"
     )
     for unit in units:
         _listen_to_unit(events, f"{prefix}_unit{unit.number}", unit, quiet)
-        unit.refresh.click(events.refresh, inputs=adapters, outputs=[notice, *adapters], **quiet).then(None, _js=redraw)
+        refreshed = unit.refresh.click(events.refresh, inputs=adapters, outputs=[notice, *adapters], **quiet)
+        refreshed.then(events.list_nets, inputs=nets, outputs=nets, **quiet).then(None, _js=redraw)
 
 
 def _listen_to_unit(events: Events, elem_id: str, unit: UnitTab, quiet: dict[str, Any]) -> None:
     """Every change asks the script for a drawing, and the script asks the server for one at a time."""
     images = unit.fields[IMAGES.name]
-    drawn = [unit.fields[spec.name] for spec in (IMAGES, CROP, ADAPTER, INTENT, FACE)]
+    of_net = (IDENTITY_NET, POSE, KEYPOINTS, POSE_FACE, FIT)
+    drawn = [unit.fields[spec.name] for spec in (IMAGES, CROP, ADAPTER, INTENT, FACE, *of_net)]
+    pose = unit.fields[POSE.name]
+    unit.pose_inbox.input(
+        events.add_pose, inputs=[unit.pose_inbox, pose], outputs=[unit.pose_inbox, pose, unit.message], **quiet
+    )
     # "input" fires for what the script puts in and not when the answer empties the box again.
     unit.inbox.input(
         events.add_upload, inputs=[unit.inbox, images], outputs=[unit.inbox, images, unit.message], **quiet

@@ -12,6 +12,7 @@ from typing import Any
 from modules import scripts
 
 from ..library.errors import BadUnitError, IPAdapterError
+from ..session.extension import JobExtension, reserve
 from ..session.failures import afresh, as_named
 from ..session.job import Job
 from ..session.wrapping import WrappedSample
@@ -23,6 +24,8 @@ from .process import services
 
 JOB = "ipadapter_job"
 """The attribute of a processing object that holds its job. Hosts copy such objects, so a job knows its own."""
+EXTENSION = "ipadapter_extension"
+"""The attribute that holds what its job has of the ControlNet extension, from before the job is made."""
 
 
 class IPAdapterScript(scripts.Script):
@@ -43,10 +46,17 @@ class IPAdapterScript(scripts.Script):
         return panel.inputs
 
     def before_process(self, p: Any, *args: Any) -> None:
-        """Close what an earlier run of the same object left open."""
+        """Close what an earlier run of the same object left open; tell the ControlNet extension of an IdentityNet."""
         job = job_of(p)
         if job is not None:
             job.close()
+        close_extension(p)
+        request = read_request(p, args)
+        if isinstance(request, Request) and request.enabled:
+            try:
+                setattr(p, EXTENSION, reserve(p, request, services()))
+            except Exception as error:
+                as_named(error, "Telling the ControlNet extension")  # the log has it; the unit stops for want of it
 
     def process(self, p: Any, *args: Any) -> None:
         request = read_request(p, args)
@@ -57,7 +67,7 @@ class IPAdapterScript(scripts.Script):
         # still have to write.
         p.extra_generation_params = dict(p.extra_generation_params)
         try:
-            job = Job(p, request, services())
+            job = Job(p, request, services(), extension_of(p))
             job.announce()
         except Exception as error:
             refuse(p, afresh(as_named(error, "Starting the image prompt")))
@@ -89,6 +99,20 @@ class IPAdapterScript(scripts.Script):
         if job is not None:
             job.finish(processed)
             job.close()
+
+
+def extension_of(p: Any) -> JobExtension | None:
+    """What this very object's job has of the ControlNet extension."""
+    extension = getattr(p, EXTENSION, None)
+    return extension if extension is not None and extension.owner is p else None
+
+
+def close_extension(p: Any) -> None:
+    """Where a job was never made of what was reserved for it."""
+    extension = extension_of(p)
+    if extension is not None:
+        extension.close()
+    setattr(p, EXTENSION, None)
 
 
 def refuse(p: Any, error: IPAdapterError) -> None:

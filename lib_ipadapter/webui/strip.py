@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..library.errors import IPAdapterError
 from ..units.images import ImageStore
-from .looks import Looks, png_data_uri
+from .looks import Looks, Thumbnail, png_data_uri
 
 REMOVE_SYMBOL = "&times;"
 SHORT_ID = len("sha256:") + 12
@@ -50,12 +50,14 @@ def removal_key(reference: str) -> str:
 
 class Drawing(NamedTuple):
     """What the page's script reads from a drawing: its number, by which it knows that the answer has arrived, whether
-    the fields of a face mean something to the unit, and how many pictures are still to be analysed.
+    the fields of a face, and those of InstantID, mean something to the unit, and how many pictures are still to be
+    analysed.
     """
 
     turn: str = ""
     faces: bool = False
     pending: int = 0
+    net: bool = False
 
 
 NO_DRAWING = Drawing()
@@ -76,7 +78,7 @@ def strip_html(unit: int, tiles: Sequence[Tile], drawing: Drawing = NO_DRAWING) 
     return (
         f'<div class="ipadapter-strip" role="group" aria-label="References of unit {unit}" '
         f'data-turn="{escape(drawing.turn)}" data-faces="{str(drawing.faces).lower()}" '
-        f'data-pending="{drawing.pending}">'
+        f'data-pending="{drawing.pending}" data-net="{str(drawing.net).lower()}">'
         f'<ul class="ipadapter-tiles">{items}</ul>'
         f'<button type="button" class="ipadapter-add" aria-label="Add reference pictures to unit {unit}">'
         f'<span class="ipadapter-plus" aria-hidden="true">+</span><span>{label}</span></button>{clear}</div>{problems}'
@@ -92,6 +94,14 @@ def _tile_html(index: int, one: Tile) -> str:
     return (
         f'<li class="ipadapter-tile">{face}<button type="button" class="ipadapter-remove" data-key="{escape(one.key)}" '
         f'aria-label="Remove reference {number}" title="Remove">{REMOVE_SYMBOL}</button></li>'
+    )
+
+
+def pose_html(photo: Thumbnail) -> str:
+    """The pose photo, small, as InstantID's preview shows it."""
+    return (
+        f'<figure class="ipadapter-pose-photo"><figcaption>Pose photo, {photo.width} x {photo.height}</figcaption>'
+        f'<img src="{escape(photo.source)}" alt="Pose photo"></figure>'
     )
 
 

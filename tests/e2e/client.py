@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,20 +23,28 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class Result:
-    """An answer: `images` is `(n, height, width, 3)` as integers when `status` is 200, `detail` the sentence if not."""
+    """An answer: `pictures` when `status` is 200, `detail`, the sentence, if not."""
 
     status: int
-    images: np.ndarray | None
+    pictures: tuple[Image.Image, ...]
     infotexts: tuple[str, ...]
     info: dict[str, Any]
     detail: str
+
+    @property
+    def images(self) -> np.ndarray | None:
+        """`(n, height, width, 3)` as integers, of pictures that are all of one size; None where there are none."""
+        if not self.pictures:
+            return None
+        return np.stack([np.asarray(picture.convert("RGB")).astype(int) for picture in self.pictures])
 
 
 class Client:
     """Small, quick jobs on one WebUI; every job has a fixed seed."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, steps: int = 4) -> None:
         self.url = url.rstrip("/")
+        self.steps = steps
 
     def request(self, path: str, body: Any = None) -> tuple[int, Any]:
         """GET, or POST with a body; the status and the JSON answer."""
@@ -68,19 +77,18 @@ class Client:
 
     def _job(self, path: str, units: tuple[Any, ...], changes: dict[str, Any]) -> Result:
         body: dict[str, Any] = {
-            "prompt": "a cat in a garden", "steps": 4, "width": SIDE, "height": SIDE, "seed": 1, "cfg_scale": 5,
-            "sampler_name": "Euler", "send_images": True, "save_images": False,
+            "prompt": "a cat in a garden", "steps": self.steps, "width": SIDE, "height": SIDE, "seed": 1,
+            "cfg_scale": 5, "sampler_name": "Euler", "send_images": True, "save_images": False,
         }  # fmt: skip
         body |= changes
         if units:
             body["alwayson_scripts"] = {"IP-Adapter": {"args": list(units)}, **body.get("alwayson_scripts", {})}
         status, answer = self.request(path, body)
         if status != 200:
-            return Result(status, None, (), {}, str(answer.get("detail") or answer))
-        pictures = [Image.open(io.BytesIO(base64.b64decode(image.split(",")[-1]))) for image in answer["images"]]
+            return Result(status, (), (), {}, str(answer.get("detail") or answer))
+        pictures = (Image.open(io.BytesIO(base64.b64decode(image.split(",")[-1]))) for image in answer["images"])
         info = json.loads(answer["info"])
-        pixels = np.stack([np.asarray(image.convert("RGB")).astype(int) for image in pictures])
-        return Result(status, pixels, tuple(info["infotexts"]), info, "")
+        return Result(status, tuple(pictures), tuple(info["infotexts"]), info, "")
 
 
 def picture(colour: tuple[int, int, int], size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -96,6 +104,13 @@ def encoded(image: Image.Image, form: str = "PNG") -> str:
     buffer = io.BytesIO()
     image.save(buffer, form)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def claimed(result: Result, unit: int = 1) -> dict[str, Any]:
+    """What the first picture's infotext says of a unit."""
+    value = re.search(rf'IP-Adapter unit {unit}: ("(?:[^"\\]|\\.)*")', result.infotexts[0])
+    assert value, result.infotexts[0]
+    return json.loads(json.loads(value[1]))
 
 
 def distance(a: Result, b: Result) -> float:

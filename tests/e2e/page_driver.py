@@ -144,6 +144,12 @@ class Accordion:
         """The aligned faces, at their own size."""
         return self._pictures(f"{self.unit(number)}_preview .ipadapter-face-crop")
 
+    def keypoint_map(self, photo: str, number: int = 1) -> Image.Image:
+        """The map of the keypoints of that photo, once the preview shows it."""
+        selector = f"{self.unit(number)}_preview img[alt='Keypoints of {photo}']"
+        self.page.wait_for_selector(selector, timeout=2 * PATIENCE_MS)
+        return self._pictures(selector)[0].convert("RGB")
+
     def face_text(self, number: int = 1) -> str:
         return self.page.input_value(f"{self.unit(number)}_face textarea")
 

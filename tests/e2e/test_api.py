@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 
 import pytest
 from PIL import Image
 
-from tests.e2e.client import SIDE, Client, Result, distance, encoded, picture
+from tests.e2e.client import SIDE, Client, Result, claimed, distance, encoded, picture
 
 RED = encoded(picture((220, 20, 20)))
 BLUE = encoded(picture((20, 20, 220)))
@@ -173,9 +172,7 @@ def test_img2img_and_inpainting(webui, plain):
 
 def test_the_infotext_says_what_ran(webui):
     result = webui.txt2img({"images": [RED], "weight": 0.65}, {"images": [BLUE], "enabled": False})
-    value = re.search(r'IP-Adapter unit 1: ("(?:[^"\\]|\\.)*")', result.infotexts[0])
-    assert value, result.infotexts[0]
-    record = json.loads(json.loads(value[1]))
+    record = claimed(result)
     assert record["weight"] == 0.65
     assert len(record["refs"][0]) == 64
     assert set(record["ran"]) == {"file", "hash", "encoder"}

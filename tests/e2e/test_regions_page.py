@@ -17,7 +17,7 @@ def test_a_region_acts_and_comes_back_from_the_infotext(accordion, tmp_path, typ
     picture((220, 20, 20), (300, 200)).save(tmp_path / "red.png")
     accordion.choose(tmp_path / "red.png")
     accordion.wait_for_thumbnails(1)
-    assert accordion.selected("region") == "Everywhere"
+    assert accordion.selected("region") == "Auto"
     everywhere, whole_info = generate(page)
     assert '\\"region' not in whole_info
     box = f"{accordion.unit()}_region input"

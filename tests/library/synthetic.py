@@ -20,7 +20,7 @@ WIDTHS = {
     "SDXL": (640,) * 4 + (1280,) * 50 + (640,) * 6 + (1280,) * 10,
 }
 WIDTHS["SD2"], WIDTHS["Kolors"] = WIDTHS["SD1"], WIDTHS["SDXL"]
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "F64": 8}
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "F64": 8, "F8_E4M3": 1}
 STORAGES = {"F32": "FloatStorage", "F16": "HalfStorage", "BF16": "BFloat16Storage", "I64": "LongStorage"}
 
 _PLUS_DIMS = {"SD1": (768, 12), "SD2": (1024, 12), "SDXL": (1280, 20), "Kolors": (2048, 12)}
@@ -163,6 +163,67 @@ def vision_shapes(
             found["transformer.resblocks.0.ln_1.weight"] = (1024,)
             found["logit_scale"] = ()
     return {name: (dtype, shape) for name, shape in found.items()}
+
+
+def controlnet_tensors(base: str = "SDXL", *, narrow: int = 320, depth: int | None = None) -> Shapes:
+    """A ControlNet in diffusers' layout, as `ControlNetModel` names and shapes it; `depth` makes SDXL's shallower."""
+    levels = {"SDXL": ((1, 0), (2, 2), (4, 10)), "SD1": ((1, 1), (2, 1), (4, 1), (4, 0))}[base]
+    context, time = CONTEXTS[base], 4 * narrow
+    found = _affine("time_embedding.linear_1", time, narrow) | _affine("time_embedding.linear_2", time, time)
+    if base == "SDXL":
+        found |= _affine("add_embedding.linear_1", time, 2816) | _affine("add_embedding.linear_2", time, time)
+    hint, widths = "controlnet_cond_embedding", (16, 16, 16, 32, 32, 96, 96, 256)
+    found |= _conv("conv_in", narrow, 4) | _conv(f"{hint}.conv_in", 16, 3) | _conv(f"{hint}.conv_out", narrow, 256)
+    for number in range(6):
+        found |= _conv(f"{hint}.blocks.{number}", widths[number + 2], widths[number + 1])
+    width, residuals = narrow, [narrow]
+    for level, (factor, blocks) in enumerate(levels):
+        for place in (0, 1):
+            found |= _controlnet_resnet(f"down_blocks.{level}.resnets.{place}", width, factor * narrow, time)
+            width = factor * narrow
+            if blocks:
+                name = f"down_blocks.{level}.attentions.{place}"
+                found |= _controlnet_transformer(name, width, min(blocks, depth or blocks), context)
+            residuals.append(width)
+        if level < len(levels) - 1:
+            found |= _conv(f"down_blocks.{level}.downsamplers.0.conv", width, width)
+            residuals.append(width)
+    blocks = 10 if base == "SDXL" else 1
+    found |= _controlnet_transformer("mid_block.attentions.0", width, min(blocks, depth or blocks), context)
+    for place in (0, 1):
+        found |= _controlnet_resnet(f"mid_block.resnets.{place}", width, width, time)
+    for number, residual in enumerate(residuals):
+        found |= _conv(f"controlnet_down_blocks.{number}", residual, residual, 1)
+    found |= _conv("controlnet_mid_block", width, width, 1)
+    return {name: ("F16", shape) for name, shape in found.items()}
+
+
+def _conv(name: str, out: int, width: int, side: int = 3) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (out, width, side, side), f"{name}.bias": (out,)}
+
+
+def _controlnet_resnet(name: str, width: int, out: int, time: int) -> dict[str, tuple[int, ...]]:
+    found = _affine(f"{name}.norm1", width) | _affine(f"{name}.norm2", out)
+    found |= _affine(f"{name}.time_emb_proj", out, time)
+    found |= _conv(f"{name}.conv1", out, width) | _conv(f"{name}.conv2", out, out)
+    return found | ({} if width == out else _conv(f"{name}.conv_shortcut", out, width, 1))
+
+
+def _controlnet_transformer(name: str, width: int, depth: int, context: int) -> dict[str, tuple[int, ...]]:
+    found = _affine(f"{name}.norm", width)
+    for part in ("proj_in", "proj_out"):
+        found |= _conv(f"{name}.{part}", width, width, 1) if context == 768 else _affine(f"{name}.{part}", width, width)
+    for number in range(depth):
+        block = f"{name}.transformer_blocks.{number}"
+        for attention, source in ((1, width), (2, context)):
+            for part in ("q", "k", "v"):
+                shape = (width, width if part == "q" else source)
+                found[f"{block}.attn{attention}.to_{part}.weight"] = shape
+            found |= _affine(f"{block}.attn{attention}.to_out.0", width, width)
+        for norm in (1, 2, 3):
+            found |= _affine(f"{block}.norm{norm}", width)
+        found |= _affine(f"{block}.ff.net.0.proj", 8 * width, width) | _affine(f"{block}.ff.net.2", width, 4 * width)
+    return found
 
 
 def lora_shapes(base: str = "SD1", *, rank: int = 128, alpha: bool = False) -> Shapes:

@@ -17,7 +17,7 @@ import pytest
 from lib_ipadapter.library import catalogue, face_models, face_packs
 from lib_ipadapter.library.catalogue import KnownFaceFile, face_file_by_sha256, known_face_files
 from lib_ipadapter.library.errors import AdapterFileError, FacePackError
-from lib_ipadapter.library.face_packs import FacePack, find_detector, find_face_pack, list_face_packs
+from lib_ipadapter.library.face_packs import FacePack, find_face_pack, list_face_packs
 
 from .onnx_bytes import detector, field, landmarks, model, recogniser, write_large
 
@@ -252,22 +252,20 @@ def test_a_copy_of_the_published_length_is_said_to_be_damaged(published: Publish
     assert "a damaged copy is likely" in find_face_pack([tmp_path], "antelopev2").note
 
 
-def test_detectors(published: Published, tmp_path: Path) -> None:
-    with pytest.raises(FacePackError, match="There is no face detector"):
-        find_detector([tmp_path])
+def test_of_several_detectors_the_one_that_is_known_best_counts(published: Published, tmp_path: Path) -> None:
     put(tmp_path / "fixed.onnx", detector(size=(640, 640)))
     put(tmp_path / "rec.onnx", published.buffalo)
-    with pytest.raises(FacePackError, match=r"det_10g\.onnx or scrfd_10g_bnkps\.onnx"):
-        find_detector([tmp_path])
-    put(tmp_path / "aaa.onnx", detector(seed=7.0))
-    assert find_detector([tmp_path]).path.name == "aaa.onnx"
-    assert "taken for buffalo_l's detector by what goes in" in find_face_pack([tmp_path], "buffalo_l").note
-    put(tmp_path / "buffalo_l/x.onnx", detector(seed=8.0))
-    assert find_detector([tmp_path]).path.name == "x.onnx"
-    put(tmp_path / "scrfd_10g_bnkps.onnx", detector(seed=9.0))
-    assert find_detector([tmp_path]).path.name == "scrfd_10g_bnkps.onnx"
-    put(tmp_path / "zzz.onnx", published.det)
-    assert find_detector([tmp_path]).path.name == "zzz.onnx"
+    assert "det_10g.onnx" in refusal([tmp_path], "buffalo_l")
+    for name, raw, note in (
+        ("aaa.onnx", detector(seed=7.0), "taken for buffalo_l's detector by what goes in"),
+        ("buffalo_l/x.onnx", detector(seed=8.0), "x.onnx"),
+        ("scrfd_10g_bnkps.onnx", detector(seed=9.0), "scrfd_10g_bnkps.onnx"),
+        ("zzz.onnx", published.det, ""),
+    ):
+        path = put(tmp_path / name, raw)
+        pack = find_face_pack([tmp_path], "buffalo_l")
+        assert pack.detector.path == path
+        assert note in pack.note
 
 
 def test_a_small_pack_s_detector_serves_and_its_recogniser_does_not(published: Published, tmp_path: Path) -> None:
@@ -398,8 +396,10 @@ def test_an_unreadable_folder_is_named(published: Published, tmp_path: Path, mon
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(os, "scandir", scandir)
-    assert f"The folder {tmp_path / 'locked'} cannot be read: Permission denied." in refusal([tmp_path])
+    with monkeypatch.context() as patch:  # pytest cleans the folder up with it, too
+        patch.setattr(os, "scandir", scandir)
+        message = refusal([tmp_path])
+    assert f"The folder {tmp_path / 'locked'} cannot be read: Permission denied." in message
 
 
 def test_a_pipe_and_a_folder_called_onnx_are_no_files(published: Published, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A test UNet's twin in diffusers: the same weights under diffusers' names, for parity tests and the bench.
+"""A test UNet's twin in diffusers, and a ControlNet's: the same weights under diffusers' names, for parity
+tests and the bench.
 
 Names follow the two code bases: ldm `UNetModel` numbers blocks through, diffusers `UNet2DConditionModel` nests them
 (`down_blocks.b.resnets.a` is `input_blocks.{1 + 3b + a}.0`).
@@ -10,10 +11,12 @@ import re
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
+from lib_ipadapter.library.spec import ControlNetSpec
+from tests.core.random_controlnets import as_published
 from tests.unets import SDXLUNet
 
 _TOP = {
@@ -95,6 +98,36 @@ def sdxl_condition(twin: UNet2DConditionModel, y: Tensor) -> Tensor:
 
 
 _TIME_IDS = [512.0, 768.0, 0.0, 64.0, 1024.0, 896.0]
+
+
+def diffusers_controlnet(
+    spec: ControlNetSpec, tensors: dict[str, Tensor], size_width: int = 8, *, shared: bool = False
+) -> ControlNetModel:
+    """diffusers' ControlNet of these sizes and weights, whose memory it shares if `shared`.
+
+    `size_width` is how wide it makes the embedding of each number in `time_ids`.
+    """
+    names = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in spec.depths]
+    options: dict[str, Any] = {}
+    if spec.y_dim:
+        options = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": size_width,
+            "projection_class_embeddings_input_dim": spec.y_dim,
+        }
+    with torch.device("meta" if shared else "cpu"):
+        net = ControlNetModel(
+            down_block_types=names,
+            block_out_channels=spec.channels,
+            cross_attention_dim=spec.context_dim,
+            attention_head_dim=spec.heads,  # historical: the number of heads
+            transformer_layers_per_block=[depth or spec.mid_depth for depth in spec.depths],
+            use_linear_projection=spec.context_dim != 768,
+            conditioning_embedding_out_channels=spec.hint_widths,
+            **options,
+        )
+    net.load_state_dict(as_published(spec, tensors), strict=True, assign=shared)
+    return net.eval().requires_grad_(False)
 
 
 def diffusers_name(key: str) -> str:

@@ -8,3 +8,5 @@ FACE_PIXELS = 1e-3
 """Boxes and keypoints, in pixels of the picture."""
 FACE_COSINE = 0.9999
 """At least."""
+RESIDUALS = 1e-4
+CONTROLLED_UNET = 1e-3

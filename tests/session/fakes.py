@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib_ipadapter.core.identity_net import load_identity_net
 from lib_ipadapter.core.layers import find_cross_attention
 from lib_ipadapter.core.schedule import COND, UNCOND, UNetCall
+from lib_ipadapter.hosts.identity_nets import MovingNet
 from lib_ipadapter.session.cache import ResultCache
 from lib_ipadapter.session.models import Models
 from lib_ipadapter.session.services import Services
@@ -52,6 +54,8 @@ class FakeHost:
         self.built: list[str] = []
         self.on: list[FakeLora] = []
         self.lora_failure = ""
+        self.nets: list[MovingNet] = []
+        self.guided: list[FakeGuidance] = []
 
     def version(self) -> str:
         return "1"
@@ -104,6 +108,15 @@ class FakeHost:
     def face_folders(self, extra: Sequence[Path]) -> tuple[Path, ...]:
         return tuple(extra)
 
+    def build_net(self, p: Any, spec: Any, path: Path) -> MovingNet:
+        net = MovingNet(load_identity_net(spec, path))
+        self.nets.append(net)
+        return net
+
+    def guide(self, _p: Any, rescale: Any) -> FakeGuidance:
+        self.guided.append(FakeGuidance(rescale))
+        return self.guided[-1]
+
     def typed_loras(self) -> Sequence[Path]:
         return self.typed
 
@@ -113,6 +126,19 @@ class FakeHost:
     def build_lora(self, p: Any, name: str, weights: Any) -> FakeLora:
         self.built.append(name)
         return FakeLora(self, name)
+
+
+class FakeGuidance:
+    """Keeps what the session wants to do with guided predictions."""
+
+    def __init__(self, rescale: Any) -> None:
+        self.rescale, self.steps, self.removed = rescale, [], 0
+
+    def begin_step(self, params: Any) -> None:
+        self.steps.append(params)
+
+    def remove(self) -> None:
+        self.removed += 1
 
 
 class FakeLora:
@@ -136,6 +162,8 @@ class FakeLora:
 
 class FakeProcessing:
     """`p`: its class has `sample`, which calls the job's callbacks as a host does and then the UNet."""
+
+    width = height = 64
 
     def __init__(self, host: FakeHost, steps: int = 2) -> None:
         self.host, self.steps = host, steps

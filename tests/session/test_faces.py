@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from pathlib import Path
 
@@ -118,6 +119,18 @@ def test_an_embedding_of_unit_length_becomes_tokens_and_zeros_the_negative(
     check_rows(prepared, weights, cond, face_mlp(weights, torch.zeros(1, 512))[0])
     assert faces.analysed == 1
     assert prepared.notes == ()
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.35, 1.0])
+def test_the_negatives_noise_is_so_much_of_a_direction_of_unit_length(
+    given: Services, folder: Path, amount: float
+) -> None:
+    prepared, _ = prepare(given, face_unit("faceid", ANNA, uncond="noise", uncond_noise=amount))
+    seed = hashlib.sha256(digest(base64.b64decode(ANNA)).encode()).hexdigest()[:15]
+    noise = torch.randn(1, 512, generator=torch.Generator().manual_seed(int(seed, 16)))
+    weights = load_file(folder / f"{KINDS['faceid']}.safetensors")
+    cond = face_mlp(weights, normalize(read(given, ANNA), dim=0)[None])[0]
+    check_rows(prepared, weights, cond, face_mlp(weights, amount * normalize(noise, dim=1))[0])
 
 
 def test_plain_faceid_looks_for_no_vision_encoder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from lib_ipadapter.library.errors import BadImageError
 from lib_ipadapter.session import features
 from lib_ipadapter.session import prepare as prepare_module
 from lib_ipadapter.session.faces import FacePool
-from lib_ipadapter.session.features import EncoderPool, negative_pixels
-from lib_ipadapter.session.prepare import PreparedUnit, prepare_unit
+from lib_ipadapter.session.features import EncoderPool, View, negative_pixels
+from lib_ipadapter.session.prepare import PreparedUnit, prepare_unit, read_references
 from lib_ipadapter.session.services import Services
+from lib_ipadapter.units.images import digest
 from lib_ipadapter.units.unit import Unit
 from tests.e2e.client import encoded, picture
 from tests.session.fakes import FakeHost, make_unet, services, write_models
@@ -114,6 +116,36 @@ def test_noise_is_the_same_for_the_same_references(given: Services, folder: Path
     other, _ = prepare(given, Unit(images=(BLUE,), uncond="noise"))
     assert torch.equal(first.kv[1][0][1], again.kv[1][0][1])
     assert not torch.equal(first.kv[1][0][1], other.kv[1][0][1])
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.35, 1.0])
+def test_so_much_noise_lies_between_the_official_negative_and_all_of_it(
+    given: Services, folder: Path, amount: float
+) -> None:
+    """Of pooled features the official negative is zeros, so the amount multiplies the noise's features."""
+    prepared, _ = prepare(given, Unit(images=(RED,), uncond="noise", uncond_noise=amount))
+    side = given.models.choose("auto", "image", ["SD1"]).encoder.spec.image_size
+    seed = hashlib.sha256(digest(base64.b64decode(RED)).encode()).hexdigest()[:15]
+    noise = pooled_features(given, negative_pixels("noise", side, int(seed, 16)))
+    adapter = load_file(folder / "ip-adapter_sd15.safetensors")
+    expected = tokens(adapter, amount * noise)[0] @ adapter["ip_adapter.1.to_k_ip.weight"].T
+    torch.testing.assert_close(prepared.kv[1][0][1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_of_hidden_states_so_much_noise_is_in_the_pixels(given: Services) -> None:
+    """Of hidden states the official negative is a pixel tensor of zeros, so the amount multiplies the pixels."""
+    encoder = given.models.choose("auto", "image", ["SD1"]).require_encoder()
+    view = View("hidden", encoder.spec.image_size, "centre")
+    reference = read_references(Unit(images=(RED,)), given.store())
+    seed = hashlib.sha256(reference[0].digest.encode()).hexdigest()[:15]
+    net = load_vision_encoder(encoder.spec, encoder.path, device=torch.device("cpu"), dtype=torch.float32)
+    with EncoderPool(given.host, given.cache) as pool:
+        for amount in (0.0, 0.35, 1.0):
+            found = pool.negative(encoder, view, "noise", reference, amount)
+            pixels = amount * negative_pixels("noise", view.side, int(seed, 16))
+            torch.testing.assert_close(found, net(pixels, want="hidden").hidden, atol=1e-5, rtol=1e-5)
+        official = pool.negative(encoder, view, "official", reference)
+        torch.testing.assert_close(pool.negative(encoder, view, "noise", reference, 0.0), official)
 
 
 def test_what_was_encoded_is_not_encoded_again(given: Services) -> None:

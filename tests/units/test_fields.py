@@ -10,8 +10,9 @@ import pytest
 
 from lib_ipadapter.library.errors import BadUnitError
 from lib_ipadapter.units.fields import FIELDS, FIELDS_BY_NAME
+from lib_ipadapter.units.other_names import OTHER_NAMES
 from lib_ipadapter.units.schema import axes, markdown_table, schema
-from lib_ipadapter.units.unit import OTHER_NAMES, Unit
+from lib_ipadapter.units.unit import Unit
 
 NAMES = [spec.name for spec in FIELDS]
 
@@ -79,7 +80,20 @@ def test_a_default_reads_as_itself(spec) -> None:
         ("face", " Best ", "best"),
         ("face", "@.5, 0.25", "@0.5,0.25"),
         ("face", "largest;;3 ; @0,1", ";;3;@0,1"),
+        ("pose_face", "", "auto"),
+        ("pose_face", " Auto", "auto"),
+        ("pose_face", 2, "2"),
+        ("pose_face", "Largest", "largest"),
+        ("pose_face", "@.5, 0.25", "@0.5,0.25"),
         ("face", ";".join(["@0.1234,0.5678"] * 64), ";".join(["@0.1234,0.5678"] * 64)),
+        ("keypoints", "", "auto"),
+        ("keypoints", None, "auto"),
+        ("keypoints", " Pose ", "pose"),
+        ("keypoints", "[[1, 2], [3.25, 2], [2,3], [1,4], [3,4]]", "[[1,2],[3.25,2],[2,3],[1,4],[3,4]]"),
+        ("keypoints", [(0.1, 0.123456), (1, 0), (0, 1), (0, 0), (1, 1)], "[[0.1,0.1235],[1,0],[0,1],[0,0],[1,1]]"),
+        ("pose", "sha256:a", ("sha256:a",)),
+        ("net_rows", "Prompt only (faster)", "cond"),
+        ("net_engine", "ControlNet extension", "controlnet"),
     ],
 )
 def test_values_arrive_in_many_forms(name: str, given: object, expected: object) -> None:
@@ -121,6 +135,10 @@ def test_values_arrive_in_many_forms(name: str, given: object, expected: object)
         ("images", "[" * 100_000),
         ("images", ["a"] * 65),
         ("face", "smallest"),
+        ("face", "auto"),
+        ("pose_face", "1;2"),
+        ("pose_face", "first"),
+        ("pose_face", 0),
         ("face", 0),
         ("face", True),
         ("face", "1001"),
@@ -129,6 +147,16 @@ def test_values_arrive_in_many_forms(name: str, given: object, expected: object)
         ("face", "@nan,0"),
         ("face", "1,2"),
         ("face", "²"),
+        ("keypoints", "left"),
+        ("keypoints", "[[1,2]]"),
+        ("keypoints", "[[1,2],[1,2],[1,2],[1,2],[1,NaN]]"),
+        ("keypoints", "[[1,2],[1,2],[1,2],[1,2],[1,true]]"),
+        ("keypoints", "[" * 100_000),
+        ("keypoints", [[1, 2]] * 6),
+        ("keypoints", {"a": 1}),
+        ("keypoints", 7),
+        ("pose", ["a", "b"]),
+        ("net_weight", -0.1),
     ],
 )
 def test_what_is_not_accepted_is_named(name: str, given: object) -> None:

@@ -91,6 +91,16 @@ def test_what_differs_from_the_defaults_is_written() -> None:
     assert record == {"weight": 0.5, "crop": "pad", "refs": [REFS[0][7:]], "ran": RAN}
 
 
+def test_the_pose_photo_travels_by_its_digest() -> None:
+    unit = Unit(images=REFS[:1], pose=("inline",), keypoints="pose", net_weight=0.5)
+    record = json.loads(unit_to_infotext(unit, REFS[:1], {}, REFS[1:2]))
+    assert record == {"net_weight": 0.5, "keypoints": "pose", "refs": [REFS[0][7:]], "pose": [REFS[1][7:]]}
+    pasted = units_from_infotext({infotext_key(1): json.dumps(record)})
+    assert pasted.units[0].unit == Unit(images=REFS[:1], pose=REFS[1:2], keypoints="pose", net_weight=0.5)
+    assert not pasted.notes
+    assert "pose" not in json.loads(unit_to_infotext(unit, REFS[:1], {})), "unless it was used"
+
+
 def test_a_value_is_one_printable_ascii_line() -> None:
     value = unit_to_infotext(Unit(images=REFS, adapter="Ж画.bin"), REFS, {"adapter": "line\nbreak"})
     assert value.isascii()
@@ -152,6 +162,8 @@ def test_a_newer_version_is_read_as_far_as_known() -> None:
         ({"refs": ["http://host/a.png"]}, Unit(), "is not a SHA-256 digest"),
         ({"refs": [REFS[0], 5]}, Unit(images=REFS[:1]), "5 is not a SHA-256 digest"),
         ({"refs": "abc"}, Unit(), "refs is 'abc' and not a list"),
+        ({"pose": "abc"}, Unit(), "pose is 'abc' and not a list"),
+        ({"net_start": 0.9, "net_end": 0.1}, Unit(), r"net_start is 0\.9 and net_end is 0\.1"),
         ({"start": 0.9, "face": "1;2", "refs": [REFS[0][7:]]}, Unit(start=0.9, images=REFS[:1]), "names 2 choices"),
         ({"refs": [REFS[0][7:]] * 65}, Unit(images=REFS[:1] * 64), "65 references are named"),
         ({"ran": "x"}, Unit(), "ran is 'x' and not an object"),

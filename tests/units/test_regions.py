@@ -40,8 +40,6 @@ def test_presets_that_belong_together_cover_the_picture_once(parts: list[str]) -
         (" .5 , 0, 0.50001, 1 ", "0.5,0,0.5,1", Box(0.5, 0.0, 0.5, 1.0)),
         ("0.33333,0,0.66667,1.0", "0.3333,0,0.6667,1", Box(0.3333, 0.0, 0.6667, 1.0)),
         ("0,0,1,1", "everywhere", WHOLE),
-        ("", "everywhere", WHOLE),
-        ("  ", "everywhere", WHOLE),
     ],
 )
 def test_boxes(text: str, canonical: str, box: Box) -> None:
@@ -81,9 +79,9 @@ def test_pictures(text: str, canonical: str) -> None:
         ("0,0,0.5,x", "four numbers"),
         ("C:\\mask.png", "none of these"),
         ("sha256:12", "none of these"),
-        (5, "it must be everywhere, left"),
-        (True, "it must be everywhere, left"),
-        ([0, 0, 1, 1], "it must be everywhere, left"),
+        (5, "it must be auto, face, everywhere, left"),
+        (True, "it must be auto, face, everywhere, left"),
+        ([0, 0, 1, 1], "it must be auto, face, everywhere, left"),
     ],
 )
 def test_what_is_no_region_is_refused_by_name(value: object, says: str) -> None:
@@ -92,8 +90,19 @@ def test_what_is_no_region_is_refused_by_name(value: object, says: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], ""])
-def test_a_cleared_list_means_everywhere(value: object) -> None:
+def test_a_cleared_list_means_auto(value: object) -> None:
     assert Unit.from_dict({"region": value}) == Unit()
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"), [("auto", "auto"), (" Auto ", "auto"), ("", "auto"), ("  ", "auto"), ("Face", "face")]
+)
+def test_what_follows_from_faces_has_no_box_and_is_no_picture(text: str, canonical: str) -> None:
+    region = parse_region(text)
+    assert (region.text, region.box) == (canonical, None)
+    assert not region.is_everywhere
+    assert not region.is_picture
+    assert parse_region(canonical) == region
 
 
 def test_names_from_elsewhere_are_suggested() -> None:

@@ -50,7 +50,7 @@ def test_an_unknown_key_without_a_neighbour_lists_the_fields(key: object) -> Non
 
 
 def test_dicts_round_trip_through_json() -> None:
-    unit = Unit(False, "style", ("a", "b"), "average", "x.safetensors", -0.35, 0.1, 0.9, "zeros", "tiles")
+    unit = Unit(False, "style", ("a", "b"), "average", "x.safetensors", -0.35, 0.1, 0.9, "noise", 0.35, "tiles", 0.7)
     assert Unit.from_dict(json.loads(json.dumps(unit.to_dict()))) == unit
 
 

@@ -286,3 +286,77 @@ def test_a_picture_that_is_back_is_shown_again(page):
     assert "not found" in page.events.draw_strip(1, references)
     assert added(page, path, references=references) == references
     assert len(images_in(page.events.draw_strip(1, references))) == 1
+
+
+def test_a_pose_photo_is_kept_drawn_and_replaced(page):
+    a, b = write_picture(page.folder, "a.png"), write_picture(page.folder, "b.png", (1, 2, 3))
+    emptied, pose, message = page.events.add_pose(sent(a), "")
+    assert (emptied, text_of(message)) == ("", "")
+    assert page.services.store().get(json.loads(pose)[0]) == Path(a).read_bytes()
+    strip, preview, line = page.events.draw(1, "1", "", "Centre", "auto", "InstantID", "largest", "auto", pose)
+    assert 'data-net="true"' in strip
+    assert [image.size for image in images_in(preview)] == [(32, 16)]
+    assert "auto for instantid" in line
+    replaced = page.events.add_pose(sent(b), pose)[1]
+    assert len(json.loads(replaced)) == 1
+    assert page.services.store().get(json.loads(replaced)[0]) == Path(b).read_bytes()
+    (page.folder / "notes.txt").write_text(HOSTILE, encoding="utf-8")
+    _, kept, message = page.events.add_pose(sent(str(page.folder / "notes.txt")), pose)
+    assert kept == pose
+    assert text_of(message)
+    gone = json.dumps(["sha256:" + "d" * 64])
+    preview = page.events.draw(1, "2", "", "Centre", "auto", "InstantID", "largest", "auto", gone)[1]
+    assert "ipadapter-error" in preview
+    strip, preview, _ = page.events.draw(1, "3", "", "Centre", "auto", "Face", "largest", "auto", pose)
+    assert 'data-net="false"' in strip
+    assert not images_in(preview), "the pose photo of another intent is not looked at"
+
+
+def test_the_list_of_nets_keeps_what_was_chosen(page):
+    updates = page.events.list_nets("auto", "gone.safetensors")
+    choices = [update["choices"] for update in updates]
+    assert choices[0] == ["auto", "none", "control_instant_id_sdxl.safetensors"]
+    assert choices[1][-1] == "gone.safetensors"
+
+
+def test_the_map_is_of_the_photo_that_gives_the_keypoints(page):
+    references = added(page, write_picture(page.folder, "a.png"))
+    pose = page.events.add_pose(sent(write_picture(page.folder, "b.png", (1, 2, 3))), "")[1]
+    given = json.dumps([[0.1, 0.1]] * 5)
+    for keypoints, poses, expected in (
+        ("auto", pose, ["map of the pose photo, face 2"]),
+        ("auto", "", ["map of reference 1, face best"]),
+        ("reference", pose, ["map of reference 1, face best"]),
+        ("none", pose, []),
+        (given, pose, []),
+    ):
+        page.services.asked.clear()
+        drawn = page.events.draw(
+            1, "1", references, "Centre", "auto", "InstantID", "best", "auto", poses, keypoints, "2"
+        )
+        assert [asked for asked in page.services.asked if asked.startswith("map")] == expected
+        assert f'data-pending="{len(expected)}"' in drawn[0]
+
+
+def test_the_map_is_of_everybody_where_units_share_a_photo(page):
+    pose = page.events.add_pose(sent(write_picture(page.folder, "b.png", (1, 2, 3))), "")[1]
+    page.events.draw(1, "1", "", "Centre", "auto", "InstantID", "best", "auto", pose, "auto", "auto")
+    assert "map of the pose photo, face None" in page.services.asked
+
+
+def test_given_points_are_drawn_with_handles_and_what_is_wrong_with_them_is_said(page):
+    def preview(keypoints: str, turn: str = "1") -> str:
+        return page.events.draw(
+            1, turn, "", "Centre", "auto", "InstantID", "best", "auto", "", keypoints, "largest", "Crop"
+        )[1]
+
+    given = json.dumps([[0.4, 0.4], [0.6, 0.4], [0.5, 0.6], [0.42, 0.8], [0.58, 0.8]])
+    assert preview(given).count("ipadapter-dot") == 5
+    assert preview(given, "2+@1016x768").count('data-size="1016x768"') == 2
+    assert "Back to photo" in preview(given)
+    assert "outside" in text_of(preview(json.dumps([[600, 5]] * 5), "3@512x512"))
+    pixels = json.dumps([[600, 5]] * 5)
+    assert "cannot be drawn here" in preview(pixels)
+    assert "ipadapter-error" not in preview(pixels), "a job knows its size"
+    assert "five points" in text_of(preview("[[1,2]]"))
+    assert "ipadapter-dot" not in preview("auto")

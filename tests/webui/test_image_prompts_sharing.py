@@ -72,7 +72,7 @@ def test_jobs_from_several_threads_share_no_state(prompting: Prompting) -> None:
         """The page asks while jobs run."""
         try:
             for _ in range(20):
-                page_services().explain("auto", "image")
+                page_services().explain("auto", "image", "auto")
                 page_services().refresh_models()
                 page_services().preview([RED], "centre", "auto", "image")
         except Exception as error:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lib_ipadapter.session.advice import Advice, instantid_advice
 from lib_ipadapter.units.fields import FIELDS, IMAGES
 from lib_ipadapter.units.images import ImageStore
 from lib_ipadapter.units.unit import Unit, page_values, parse_args
 from lib_ipadapter.webui.face_html import FacePreview
 from lib_ipadapter.webui.face_looks import FacePicture
+from lib_ipadapter.webui.keypoint_looks import KeypointMap, MapLayout
 from lib_ipadapter.webui.looks import Looks
 
 UNITS = 3
@@ -44,9 +46,22 @@ class FixedServices:
     def refresh_models(self) -> None:
         self.asked.append("refresh_models")
 
-    def explain(self, adapter: str, intent: str) -> list[str]:
+    def controlnet_names(self) -> list[str]:
+        return ["control_instant_id_sdxl.safetensors"]
+
+    def is_instantid(self, adapter: str, intent: str) -> bool:
+        return intent == "instantid"
+
+    def keypoint_map(self, photo, adapter: str, intent: str, layout: MapLayout, *, analyse: bool) -> KeypointMap:
+        self.asked.append(f"map of {photo[1]}, face {photo[2]}")
+        return KeypointMap(pending=1)
+
+    def explain(self, adapter: str, intent: str, identity_net: str) -> list[str]:
         self.asked.append("explain")
         return [f"{adapter} for {intent}", "More <of> it"]
+
+    def advice(self) -> Advice:
+        return instantid_advice("SD1")
 
     def knows_identity(self, adapter: str, intent: str) -> bool:
         return intent == "face" or "faceid" in adapter
@@ -149,11 +164,11 @@ def test_an_adapter_outside_the_list_survives_the_page(build):
     assert adapter.allow_custom_value
 
 
-@pytest.mark.parametrize("text", ["Left third", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
+@pytest.mark.parametrize("text", ["Left third", "Face", "Everywhere", "0.1,0.2,0.3,0.4", "sha256:" + "a" * 64])
 def test_a_region_is_chosen_or_typed(build, text):
     values, inputs = values_of(build()), build().inputs
     place = next(place for place, one in enumerate(inputs) if (one.elem_id or "").endswith("unit1_region"))
-    assert values[place] == "Everywhere"
+    assert values[place] == "Auto"
     values[place] = inputs[place].preprocess(text)
     assert parse_args([True, *values[1:]], UNITS).units[0].region == text.lower()
 

@@ -201,7 +201,7 @@ def test_a_drawing_sent_inline_is_named_by_its_digest(prompting: Prompting) -> N
     [
         ({"region": "lefft"}, "Did you mean left?"),
         ({"region": "0.5,0,0.6,1"}, "reaches beyond the picture"),
-        ({"region": 7}, "region is 7; it must be everywhere, left, right"),
+        ({"region": 7}, "region is 7; it must be auto, face, everywhere, left, right"),
         ({"feather": 0.6}, "feather is 0.6; it must be a number from 0 to 0.5"),
         ({"mask": "left"}, "Did you mean region?"),
         ({"region": "sha256:" + "0" * 64}, "the region's picture"),

@@ -90,6 +90,8 @@ class StableDiffusionProcessing:
 
     def __post_init__(self):
         self.comments = {}
+        if launching.is_forge():
+            self.extra_result_images = []  # arrays that are shown behind the results
         self.styles = self.styles or []
         self.extra_generation_params = self.extra_generation_params or {}
         self.override_settings = self.override_settings or {}

@@ -82,7 +82,7 @@ def process_images_inner(p) -> Processed:
         extra_networks.deactivate(p, p.extra_network_data)
     devices.torch_gc()
     result = Processed(p, images_list=output, seed=p.all_seeds[0], info=infotexts[0], subseed=p.all_subseeds[0],
-                       infotexts=infotexts)
+                       infotexts=infotexts, extra_images_list=getattr(p, "extra_result_images", ()))
     if p.scripts is not None:
         p.scripts.postprocess(p, result)
     return result

@@ -112,7 +112,7 @@ class CFGDenoiserA1111(CFGDenoiserBase):
         denoised_params = CFGDenoisedParams(x_out, state.sampling_step, state.sampling_steps, self.inner_model)
         cfg_denoised_callback(denoised_params)
         if is_edit:
-            denoised = self._combine_edit(x_out, cond_scale)
+            denoised = self.combine_denoised_for_edit_model(x_out, cond_scale)
         else:
             denoised = self.combine_denoised(x_out, conds_list, uncond, 1.0 if skip else cond_scale)
         if not self.mask_before_denoising and self.mask is not None:
@@ -133,7 +133,8 @@ class CFGDenoiserA1111(CFGDenoiserBase):
                 denoised[i] += (x_out[index] - base[i]) * (weight * cond_scale)
         return denoised
 
-    def _combine_edit(self, x_out, cond_scale):
+    def combine_denoised_for_edit_model(self, x_out, cond_scale):
+        """Guidance by text and by picture."""
         # InstructPix2Pix (arXiv 2211.09800), equation 3; rows are cond, image only, neither.
         cond, image, neither = x_out.chunk(3)
         return neither + cond_scale * (cond - image) + self.image_cfg_scale * (image - neither)

@@ -36,6 +36,11 @@ def load_models_gpu(models, memory_required: float = 0, hard_memory_preservation
     current_loaded_models[:] = list(models)
 
 
+def unload_model_clones(model) -> None:
+    """Let go of what is over the same net."""
+    current_loaded_models[:] = [loaded for loaded in current_loaded_models if not model.is_clone(loaded)]
+
+
 def load_model_gpu(model) -> None:
     """Bring one model to the device."""
     load_models_gpu([model])

@@ -33,9 +33,31 @@ class ForgeUNet:
     """Mixed into the UNet's class: Forge calls it with `control=` and `transformer_options=`."""
 
     def forward(self, x, timesteps=None, context=None, y=None, control=None, transformer_options=None, **kwargs):
-        """The ldm forward; the options are there for hooks to read."""
-        del control, transformer_options
-        return super().forward(x, timesteps, context, y, **kwargs)  # pyright: ignore
+        """The ldm forward; the options are there for hooks to read, and `control` is added as Forge does."""
+        del transformer_options
+        handles = _add_control(self, control) if control is not None else []
+        try:
+            return super().forward(x, timesteps, context, y, **kwargs)  # pyright: ignore
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _add_control(unet, control):
+    """Hooks for one call: what a ControlNet gives goes to the skip connections and behind the middle block."""
+
+    def add(residual):
+        def hook(module, args):
+            joined = args[0].clone()
+            joined[:, -residual.shape[1]:] += residual
+            return (joined, *args[1:])
+
+        return hook
+
+    mid = control["middle"][0]
+    pairs = zip(unet.output_blocks, reversed(control["output"]), strict=True)
+    handles = [block.register_forward_pre_hook(add(residual)) for block, residual in pairs]
+    return [*handles, unet.middle_block.register_forward_hook(lambda module, args, out: out + mid)]
 
 
 class ForgeModel:
@@ -76,7 +98,10 @@ class ForgeModel:
     def prepare_sampling(self, x) -> None:
         """Ask for memory and bring the UNet and its companions to the device."""
         unet = self.forge_objects.unet
-        memory_management.load_models_gpu([unet, *unet.extra_model_patchers_during_sampling],
+        controlnets = unet.controlnet_linked_list.get_models() if unet.controlnet_linked_list else []
+        for controlnet in unet.list_controlnets():
+            controlnet.pre_run(unet.model, unet.model.predictor.percent_to_sigma)
+        memory_management.load_models_gpu([unet, *unet.extra_model_patchers_during_sampling, *controlnets],
                                           unet.model.memory_required([x.shape[0] * 2, *x.shape[1:]]),
                                           unet.extra_preserved_memory_during_sampling)
 

@@ -52,6 +52,12 @@ def encode_pil_to_base64(image: Image.Image) -> bytes:
         return base64.b64encode(out.getvalue())
 
 
+def _shown(processed) -> list[Image.Image]:
+    """The results, and behind them the arrays that scripts want shown (Forge)."""
+    extra = [one if isinstance(one, Image.Image) else Image.fromarray(one) for one in processed.extra_images]
+    return [*processed.images, *extra]
+
+
 def script_name_to_index(name: str, scripts_list) -> int:
     """Raises: HTTPException 422 for an unknown title."""
     try:
@@ -207,7 +213,7 @@ class Api:
                 processed = runner.run(p, *args) if selectable else process_images(p)
             finally:
                 shared.state.end()
-        pictures = [encode_pil_to_base64(i) for i in processed.images] if request.send_images else []
+        pictures = [encode_pil_to_base64(i) for i in _shown(processed)] if request.send_images else []
         return models.GenerationResponse(images=[picture.decode("ascii") for picture in pictures],
                                          parameters=models.as_dict(request), info=processed.js())
 

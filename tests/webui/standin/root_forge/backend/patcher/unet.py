@@ -93,10 +93,26 @@ class UnetPatcher(ModelPatcher):
         del ensure_uniqueness
         self.model_options.setdefault("sampler_pre_cfg_function", []).append(modifier)
 
+    def set_model_sampler_post_cfg_function(self, post_cfg_function, disable_cfg1_optimization: bool = False) -> None:
+        """A function called after each step's guidance, with its predictions; what it returns goes on."""
+        self.model_options["sampler_post_cfg_function"] = [
+            *self.model_options.get("sampler_post_cfg_function", []), post_cfg_function]
+        if disable_cfg1_optimization:
+            self.model_options["disable_cfg1_optimization"] = True
+
     def set_model_unet_function_wrapper(self, unet_wrapper_function) -> None:
         """A function called in the place of `apply_model`."""
         self.model_options["model_function_wrapper"] = unet_wrapper_function
 
+    def add_patched_controlnet(self, cnet) -> None:
+        """Put a ControlNet at the head of the chain."""
+        cnet.set_previous_controlnet(self.controlnet_linked_list)
+        self.controlnet_linked_list = cnet
+
     def list_controlnets(self) -> list[object]:
-        """The stand-in has no ControlNet."""
-        return []
+        """The chain, last added first."""
+        found, cnet = [], self.controlnet_linked_list
+        while cnet is not None:
+            found.append(cnet)
+            cnet = cnet.previous_controlnet
+        return found

@@ -65,7 +65,7 @@ def _pick(model, waiting, x) -> list[int]:
     return joinable[:1]
 
 
-def calc_cond_uncond_batch(model, chunks, x, sigma, image_cond, model_options):
+def calc_cond_uncond_batch(model, chunks, x, sigma, image_cond, model_options, control=None):
     """Predictions `(cond, uncond)`, AND parts weighted and summed."""
     totals = [torch.zeros_like(x), torch.zeros_like(x)]
     counts = [torch.full_like(x, 1e-37), torch.full_like(x, 1e-37)]
@@ -83,6 +83,11 @@ def calc_cond_uncond_batch(model, chunks, x, sigma, image_cond, model_options):
             c["c_concat"] = torch.cat([image_cond] * len(batch))
         c["transformer_options"] = options
         xs, sigmas = torch.cat([x] * len(batch)), torch.cat([sigma] * len(batch))
+        if control is not None:
+            link = control
+            while link is not None:
+                link.transformer_options, link = options, link.previous_controlnet
+            c["control"] = control.get_control(xs, sigmas, dict(c), len(batch))
         wrapper = model_options.get("model_function_wrapper")
         if wrapper is not None:
             out = wrapper(model.apply_model, {"input": xs, "timestep": sigmas, "c": c, "cond_or_uncond": marks})
@@ -110,9 +115,15 @@ def sampling_function(unet, params, cond_scale: float, composition):
     fits = isinstance(image_cond, torch.Tensor) and image_cond.shape[0] == x.shape[0] \
         and image_cond.shape[2:] == x.shape[2:]
     chunks = _chunks(params.text_cond, composition, uncond)
-    cond_pred, uncond_pred = calc_cond_uncond_batch(model, chunks, x, sigma, image_cond if fits else None, options)
+    cond_pred, uncond_pred = calc_cond_uncond_batch(model, chunks, x, sigma, image_cond if fits else None, options,
+                                                   unet.controlnet_linked_list)
     strength = sum(weight for _, weight in composition[0])
-    if uncond is None:
-        return cond_pred, cond_pred, uncond_pred
     denoised = uncond_pred + (cond_pred - uncond_pred) * cond_scale * strength
+    if uncond is None and not options.get("sampler_post_cfg_function"):
+        return cond_pred, cond_pred, uncond_pred
+    for function in options.get("sampler_post_cfg_function", []):
+        # The negative is what the step came with, also where it was left out; its prediction is zeros then.
+        denoised = function({"denoised": denoised, "cond": [{"strength": weight} for _, weight in composition[0]],
+                             "uncond": params.text_uncond, "model": model, "uncond_denoised": uncond_pred,
+                             "cond_denoised": cond_pred, "sigma": sigma, "model_options": options, "input": x})
     return denoised, cond_pred, uncond_pred
