@@ -19,6 +19,7 @@ from lib_ipadapter.core.masks import CanvasMask, averaged, level_sizes
 from lib_ipadapter.core.schedule import UNetCall, Window
 from lib_ipadapter.library.errors import UnsupportedHostStateError
 from tests.attention_forwards import fused
+from tests.core.attention_sums import into_out
 from tests.unets import FittingCat, cast_unet, sd15_unet, sdxl_unet, unet_inputs
 
 SIZES = [(16, 16), (12, 20), (13, 9), (7, 25), (1, 3)]
@@ -98,38 +99,11 @@ def sizes_seen(unet: nn.Module) -> Iterator[dict[str, tuple[int, int]]]:
         handle.remove()
 
 
-@contextmanager
-def added(unet: nn.Module, units: list[UnitAttention]) -> Iterator[dict[str, Tensor]]:
-    """What the units add to each layer, `(rows, seq, width)`, with the text attention of a UNet that has none of them.
-
-    Every layer sees the plain UNet's input: the sum is taken away again.
-    """
-    before: dict[str, Tensor] = {}
-    after: dict[str, Tensor] = {}
-    layers = find_cross_attention(unet)
-
-    def outer(path: str) -> Any:
-        return lambda _m, args: before.update({path: args[0]})
-
-    def inner(path: str) -> Any:
-        def take(_m: Any, args: Any) -> Any:
-            after[path] = args[0] - before[path]
-            return (before[path],)
-
-        return take
-
-    handles = [layer.module.to_out[0].register_forward_pre_hook(outer(layer.path)) for layer in layers]  # type: ignore[index]
-    with attach(unet, units, lambda _args, _kwargs: UNetCall((0, 1), 0.0)):
-        handles += [layer.module.to_out[0].register_forward_pre_hook(inner(layer.path)) for layer in layers]  # type: ignore[index]
-        yield after
-    for handle in handles:
-        handle.remove()
-
-
 def layers_added(unet: Any, units: list[UnitAttention], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    with added(unet, units) as sums:
+    """What the units add to each layer, `(rows, seq, width)`, beside the text of a UNet that has none of them."""
+    with into_out(unet, units) as (before, after):
         unet(**inputs)
-    return sums
+    return {path: both - before[path] for path, both in after.items()}
 
 
 # --- sizes ---

@@ -15,17 +15,16 @@ from torch import Tensor
 
 from lib_ipadapter.core.attach import UnitAttention, attach
 from lib_ipadapter.core.identity_net import IdentityNet, build_identity_net
-from lib_ipadapter.core.layers import find_cross_attention
 from lib_ipadapter.core.masks import averaged, level_sizes
 from lib_ipadapter.core.residuals import UNetResiduals, UnitResiduals
 from lib_ipadapter.core.schedule import UNetCall
+from tests.core.attention_sums import ROWS, into_out
 from tests.core.random_controlnets import SD15, SDXL, narrow, random_controlnet
 from tests.core.test_attach import make_unit
 from tests.unets import sd15_unet, sdxl_unet, unet_inputs
 
 SIDE = 16
 CANVAS = 8 * SIDE
-ROWS = (0, 1)
 Person = tuple[UnitAttention, UnitResiduals]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -65,31 +64,13 @@ def added(unet: Any, people: Sequence[Person], inputs: dict[str, Tensor]) -> tup
     """What went into each layer's `to_out` after the units had added, with the plain UNet's before it; and what they
     add at each place of the skips and the middle.
     """
-    before: dict[str, Tensor] = {}
-    after: dict[str, Tensor] = {}
-    layers = find_cross_attention(unet)
-
-    def outer(path: str) -> Any:
-        return lambda _m, args: before.update({path: args[0]})
-
-    def inner(path: str) -> Any:
-        def take(_m: Any, args: Any) -> Any:
-            after[path] = args[0]
-            return (before[path],)
-
-        return take
-
     residuals = UNetResiduals(unet, [one for _, one in people])
     residuals.begin(UNetCall(ROWS, 0.0), (), inputs)
     total = residuals.current()
     assert total is not None
     places = [*total.down, total.mid]
-    handles = [layer.module.to_out[0].register_forward_pre_hook(outer(layer.path)) for layer in layers]  # type: ignore[index]
-    with attach(unet, [one for one, _ in people], lambda _a, _k: UNetCall(ROWS, 0.0)):
-        handles += [layer.module.to_out[0].register_forward_pre_hook(inner(layer.path)) for layer in layers]  # type: ignore[index]
+    with into_out(unet, [one for one, _ in people]) as (_, after):
         unet(**inputs)
-    for handle in handles:
-        handle.remove()
     return after, places  # type: ignore[return-value]
 
 

@@ -220,6 +220,23 @@ def small_job(page: Any, tab: str = "txt2img") -> None:
     fill(page, f"#{tab}_seed input", 7)
 
 
+def open_person(accordion: Accordion, intent: str, shown: str, needed: str) -> Accordion:
+    """Choose an intent for a person, whose unit has the class `shown` then; skip the test on a host that has no adapter
+    for it, whose line says `needed`.
+    """
+    need_adapter(accordion)
+    accordion.choose_intent(intent)
+    accordion.page.wait_for_function(
+        "([selector, shown]) => document.querySelector(selector)?.classList.contains(shown)",
+        arg=[accordion.unit(), shown],
+        timeout=PATIENCE_MS,
+    )
+    line = accordion.text("adapter_line")
+    if needed not in line:
+        pytest.skip(f"no adapter of {intent} for the loaded checkpoint: {line}")
+    return accordion
+
+
 def need_adapter(accordion: Accordion) -> None:
     """Skip the test on a host without an adapter for its checkpoint."""
     accordion.page.wait_for_function(

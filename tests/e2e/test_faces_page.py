@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.client import picture
-from tests.e2e.page_driver import PATIENCE_MS, generate, need_adapter, small_job
+from tests.e2e.page_driver import PATIENCE_MS, generate, need_adapter, open_person, small_job
 from tests.encoders.face_pictures import DrawnFace, face_picture, portrait
 
 GROUP = (DrawnFace(200, 300, 220, person=1), DrawnFace(500, 180, 130, person=2), DrawnFace(740, 420, 100, person=3))
@@ -30,16 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def faces(accordion):
     """The accordion with the intent Face, on a host that has an adapter for faces."""
-    need_adapter(accordion)
-    accordion.choose_intent("Face")
-    accordion.page.wait_for_function(
-        "selector => document.querySelector(selector)?.classList.contains('ipadapter-with-faces')",
-        arg=accordion.unit(),
-        timeout=PATIENCE_MS,
-    )
-    if "face pack" not in accordion.text("adapter_line"):
-        pytest.skip(f"no face adapter for the loaded checkpoint: {accordion.text('adapter_line')}")
-    return accordion
+    return open_person(accordion, "Face", "ipadapter-with-faces", "face pack")
 
 
 def box(accordion, place: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.page_driver import PATIENCE_MS, Accordion, fill, generate, need_adapter, small_job
+from tests.e2e.page_driver import PATIENCE_MS, Accordion, fill, generate, open_person, small_job
 from tests.encoders.face_pictures import portrait
 
 SHOWN = ".ipadapter-advice button.ipadapter-chip:not([hidden])"
@@ -19,16 +19,7 @@ SHOWN = ".ipadapter-advice button.ipadapter-chip:not([hidden])"
 @pytest.fixture
 def instantid(accordion: Accordion) -> Accordion:
     """The accordion with the intent InstantID, on a host that has its adapter."""
-    need_adapter(accordion)
-    accordion.choose_intent("InstantID")
-    accordion.page.wait_for_function(
-        "selector => document.querySelector(selector)?.classList.contains('ipadapter-with-net')",
-        arg=accordion.unit(),
-        timeout=PATIENCE_MS,
-    )
-    if "instant" not in accordion.text("adapter_line"):
-        pytest.skip(f"no InstantID for the loaded checkpoint: {accordion.text('adapter_line')}")
-    return accordion
+    return open_person(accordion, "InstantID", "ipadapter-with-net", "IdentityNet:")
 
 
 def host_field(field: str, tab: str = "txt2img") -> str:

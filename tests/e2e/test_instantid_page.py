@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.client import picture
-from tests.e2e.page_driver import PATIENCE_MS, generate, need_adapter, small_job
+from tests.e2e.page_driver import PATIENCE_MS, generate, open_person, small_job
 from tests.encoders.face_pictures import DrawnFace, face_picture, portrait
 
 POSE = DrawnFace(200, 250, 180, person=3)
@@ -29,17 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def instantid(accordion):
     """The accordion with the intent InstantID, on a host that has the pair for its checkpoint."""
-    need_adapter(accordion)
-    accordion.choose_intent("InstantID")
-    accordion.page.wait_for_selector(f"{accordion.unit()}_net_weight", state="visible", timeout=PATIENCE_MS)
-    accordion.page.wait_for_function(
-        "selector => /antelopev2|InstantID/.test(document.querySelector(selector)?.textContent ?? '')",
-        arg=f"{accordion.unit()}_adapter_line",
-        timeout=PATIENCE_MS,
-    )
-    if "IdentityNet:" not in accordion.text("adapter_line"):
-        pytest.skip(f"no InstantID pair for the loaded checkpoint: {accordion.text('adapter_line')}")
-    return accordion
+    return open_person(accordion, "InstantID", "ipadapter-with-net", "IdentityNet:")
 
 
 def lit(image: Image.Image, point: tuple[float, float]) -> bool:

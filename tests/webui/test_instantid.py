@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib_ipadapter.core.identity_net import IdentityNet, Residuals, load_identity_net
 from lib_ipadapter.encoders.keypoint_map import as_hint, draw_keypoints
 from lib_ipadapter.library.controlnets import read_controlnet
 from lib_ipadapter.session.keypoints import frame_of, lay
 from tests.encoders.face_pictures import DrawnFace, face_picture, portrait
+from tests.residual_hooks import add_residuals
 from tests.sample_models import IDENTITY_NET
 from tests.webui.prompting import LONG, WARNING, Prompting, assert_same_latents
 from tests.webui.test_faces import ANNA, BERT, NOBODY, as_base64, half_mask
@@ -53,20 +54,7 @@ class WithNet(RowByRow):
 
         def controlled(unet: Any, x: Tensor, timesteps: Any = None, context: Any = None, y: Any = None, **more: Any):
             down, mid = self.residuals(x, timesteps, self.kind, y)
-
-            def add(residual: Tensor) -> Any:
-                def hook(module: nn.Module, args: Any) -> Any:
-                    joined = args[0].clone()
-                    joined[:, -residual.shape[1] :] += residual
-                    return (joined, *args[1:])
-
-                return hook
-
-            handles = [
-                block.register_forward_pre_hook(add(residual))
-                for block, residual in zip(unet.output_blocks, reversed(down), strict=True)
-            ]
-            handles.append(unet.middle_block.register_forward_hook(lambda m, a, out: out + mid))
+            handles = add_residuals(unet, down, mid)
             try:
                 return whole(unet, x, timesteps, context=context, y=y, **more)
             finally:

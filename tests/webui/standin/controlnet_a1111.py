@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lib_ipadapter.core.identity_net import load_identity_net
 from lib_ipadapter.library.controlnets import read_controlnet
 from lib_ipadapter.library.errors import AdapterFileError
+from tests.residual_hooks import add_residuals
 
 API = "internal_controlnet.external_code"
 SLOTS = 3
@@ -111,7 +112,10 @@ class UnetHook:
                 if param.control_model_type is ControlModelType.InstantID:
                     assert isinstance(param.control_context_override, ImageEmbed)
                     text = param.control_context_override.eval(torch.ones(x.shape[0], 1, 1, 1))
-                handles += add_residuals(unet, param.control_model.control_model, param, x, timesteps, text, y)
+                net = param.control_model.control_model
+                hint = net.embed_hint(param.hint_for(x))
+                down, mid = net(x, timesteps, text, hint, y, strength=param.weight)
+                handles += add_residuals(unet, down, mid)
             try:
                 return original(x, timesteps, context=context, y=y, **more)
             finally:
@@ -126,25 +130,6 @@ class UnetHook:
         if self.control_params is not None:
             self.control_params = None  # type: ignore[assignment]
             del self.model.forward
-
-
-def add_residuals(
-    unet: Any, net: Any, param: ControlParams, x: Tensor, timesteps: Any, context: Tensor, y: Any
-) -> list[Any]:
-    """Hooks that add a net's residuals to one call."""
-    down, mid = net(x, timesteps, context, net.embed_hint(param.hint_for(x)), y, strength=param.weight)
-
-    def add(residual: Tensor) -> Any:
-        def hook(module: nn.Module, args: Any) -> Any:
-            joined = args[0].clone()
-            joined[:, -residual.shape[1] :] += residual
-            return (joined, *args[1:])
-
-        return hook
-
-    pairs = zip(unet.output_blocks, reversed(down), strict=True)
-    handles = [block.register_forward_pre_hook(add(residual)) for block, residual in pairs]
-    return [*handles, unet.middle_block.register_forward_hook(lambda module, args, out: out + mid)]
 
 
 def script_class() -> type[Any]:
